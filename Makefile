@@ -1,0 +1,68 @@
+# The commands a person needs. `make demo` and `make test` set up everything they use in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+CORES ?= 2
+TORCH := torch==2.13.0
+
+.PHONY: env demo test test-slurm test-all bench lint format lock graph clean
+.DEFAULT_GOAL := help
+
+help:  ## list the commands
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(VENV)/.ready  ## create .venv with everything, at tested versions
+
+# torch comes by itself, since its own dependencies differ between CPU and GPU builds. ColossalAI 0.5.0 pins an old torch
+# and transformers, yet runs with these: requirements-nodeps.lock is installed without looking at what it declares.
+$(VENV)/.ready: requirements.lock requirements-nodeps.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "brickreel needs Python 3.11 or newer: make env PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock -r requirements-nodeps.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: env demo/films/sources.csv  ## films, clips, captions, training, samples and the report, in ./demo
+	$(BIN)/snakemake --configfile config/demo.yaml --directory demo --cores $(CORES) --quiet rules
+	@echo "Open demo/results/report/index.html"
+
+demo/films/sources.csv: | env
+	$(BIN)/brickreel demo-films --out demo/films
+
+test: env  ## the quick tests
+	$(PYTEST) -n $(CORES)
+
+test-slurm: env  ## start a Slurm cluster on this machine, run the tests that need it, stop it
+	$(PYTEST) -m slurm
+
+test-all: env  ## everything: quick, slow and cluster tests
+	$(PYTEST) -n $(CORES)
+	$(PYTEST) -m "slow and not slurm and not gpu"
+	$(PYTEST) -m slurm
+
+bench: env  ## measure; writes results/bench/*.json
+	@for file in bench/*.py; do case $$file in */_*) ;; *) echo "== $$file"; $(BIN)/python $$file || exit 1;; esac; done
+
+lint: env  ## ruff, mypy, snakefmt, snakemake --lint
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint --configfile config/demo.yaml --directory demo
+
+format: env
+	$(BIN)/ruff check --fix --quiet src tests bench
+	$(BIN)/ruff format src tests bench
+	$(BIN)/snakefmt Snakefile workflow
+
+lock: env  ## write requirements.lock from what stands in .venv
+	$(BIN)/python -m pip list --format=freeze $(foreach name,brickreel pip torch colossalai scenedetect,--exclude $(name)) > requirements.lock
+	$(BIN)/python -m pip list --format=freeze | grep -E '^(colossalai|scenedetect)==' > requirements-nodeps.lock
+
+graph: env  ## draw the rule graph of the README
+	$(BIN)/snakemake --rulegraph dot --configfile config/demo.yaml --directory demo | dot -Tsvg > docs/graph.svg
+
+clean:
+	rm -rf demo

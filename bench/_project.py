@@ -1,0 +1,84 @@
+"""Projects with random latents of any size, and a trainer over them: what the benches of training share."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from brickreel import config, files, tables
+from brickreel.cluster.ranks import Ranks
+from brickreel.stages import train
+from brickreel.training import latents
+from brickreel.training.buckets import data_key, plan_buckets
+from brickreel.training.loop import Trainer
+from brickreel.training.signals import StopRequest
+
+CPU = torch.device("cpu")
+
+
+def write(run: dict[str, Any], clips: int, latent: tuple[int, int, int, int], tokens: int, channels: int) -> dict:
+    """Write index, latents [C, T, h, w] with texts [tokens, channels], and plan under the present folder.
+
+    Returns the configuration. The run has one bucket, `latent`'s.
+    """
+    settings = {
+        "base": {"transformer": {"path": "builtin:tiny"}},
+        "telemetry": {"enabled": False},
+        "runs": {"bench": run},
+    }
+    checked = config.load(settings).run("bench")
+    (resolution, lengths), *_ = checked.data.buckets.items()
+    frames = next(iter(lengths))
+    writer = latents.Writer(Path("results/encode/00"), "bench", 256)
+    writer.prefix.parent.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for number in range(clips):
+        row = dict.fromkeys(tables.SCHEMAS["encode_index"].names) | {
+            "sample_id": f"clip{number:05d}",
+            "clip_id": f"clip{number:05d}",
+            "film_id": f"film{number % 3}",
+            "kind": "clip",
+            "bucket": f"{resolution}-{frames}f-1.00-poses1",
+            "frames": frames,
+            "height": latent[2] * 8,
+            "width": latent[3] * 8,
+            "pose_rate": 8.0,
+            "text_tokens": tokens,
+            "scaling_factor": 0.18215,
+            "split": "train",
+            "data_keys": [data_key(checked.data)],
+            "outcome": "ok",
+            "reason": "",
+        }
+        mean, logvar = (torch.randn(latent, generator=generator).bfloat16() for _ in range(2))
+        text = torch.randn(tokens, channels, generator=generator).bfloat16()
+        rows.append(writer.add(row, latents.Sample(mean, logvar - 4, text), {}))
+        writer.flush(at_least_full=True)
+    writer.flush()
+    tables.write("encode_index", train.INDEX / "00.parquet", rows)
+    plan = plan_buckets(tables.table("encode_index", rows), checked)
+    files.write_json("results/plan/bench/plan.json", {"run": "bench", "buckets": plan.to_json()})
+    files.write_json("config.json", settings)
+    return settings
+
+
+def trainer(settings: dict, name: str = "bench", folder: str = "results/train/bench") -> Trainer:
+    """A trainer of one process, ready for its first step."""
+    checked = config.load(settings)
+    made = Trainer(name, Path(folder), checked.run(name), checked.train, Ranks(), CPU, 0)
+    train.prepare(made, checked, train.read_plan(name))
+    return made
+
+
+def steps(made: Trainer, count: int) -> Iterator[dict[str, Any]]:
+    """Train `count` steps, giving each one's row."""
+    batches = made._batches(count)
+    made.clock.read()
+    for _ in range(count):
+        yield made._step(batches, StopRequest())
+    batches.close()

@@ -1,0 +1,108 @@
+"""Reading latents: clips per second of one worker, beside what disk and memory allow, and memory over ten epochs.
+
+Latents of 32 x 45 x 80 (360p) with texts of 200 x 4096, at random. Limit: 100 clips per second per worker and flat
+memory. The floor is reading the same bytes from the page cache and copying them once. Writes
+results/bench/loader.json.
+"""
+
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import chdir
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+
+import _project
+from brickreel import config, files, tables
+from brickreel.stages import train
+from brickreel.training import latents
+from brickreel.training.dataset import Dataset, prefetched
+from brickreel.training.order import Order
+
+CLIPS, EPOCHS = 96, 10
+LIMITS = {"clips_per_s": 100.0, "growth_mib": 64.0}
+RUN = {"data": {"time": "poses", "buckets": {"360p": {32: [1.0, 8]}}}, "micro_batches": 1}
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as place, chdir(place):
+        result = measure()
+    files.write_json("results/bench/loader.json", result | {"limits": LIMITS})
+    print(f"one worker                {result['clips_per_s']:8.0f} clips/s   limit {LIMITS['clips_per_s']:.0f}")
+    print(f"  without checksums       {result['clips_per_s_unchecked']:8.0f} clips/s")
+    print(f"  reading and one copy    {result['clips_per_s_floor']:8.0f} clips/s")
+    print(f"through two loader threads{result['clips_per_s_two_threads']:8.0f} clips/s")
+    print(f"memory over {EPOCHS} epochs    {result['growth_mib']:+8.1f} MiB       limit {LIMITS['growth_mib']:.0f}")
+
+
+def measure() -> dict[str, float]:
+    """All figures of a dataset on disk, its pages in memory."""
+    settings = _project.write(RUN, CLIPS, latent=(4, 32, 45, 80), tokens=200, channels=4096)
+    run = config.load(settings).run("bench")
+    plan = train.read_plan("bench")
+    order = Order(plan, run.seed)
+    index = tables.read("encode_index", train.INDEX)
+    data = Dataset(index, run.data, plan, order.identity, (4, 4096))
+    unchecked = Dataset(
+        index, run.data, plan, order.identity, (4, 4096), lambda row, showing: latents.read(row, check=False)
+    )
+    one_epoch = range(order.per_epoch)
+    epoch_s = []
+    for epoch in range(EPOCHS + 1):
+        begun = time.process_time()
+        for number in one_epoch:
+            data.batch(order.micro_batch(epoch * order.per_epoch + number))
+        epoch_s.append(time.process_time() - begun)
+        if epoch == 0:
+            at_first = _resident_mib()
+    growth = _resident_mib() - at_first
+    begun = time.process_time()
+    for number in one_epoch:
+        unchecked.batch(order.micro_batch(number))
+    unchecked_s = time.process_time() - begun
+    begun = time.perf_counter()
+    for _ in prefetched(lambda number: data.batch(order.micro_batch(number)), one_epoch, 2, 4):
+        pass
+    threads_s = time.perf_counter() - begun
+    return {
+        "mib_per_clip": sum(path.stat().st_size for path in latents.part_files(Path("results/encode/00")))
+        / CLIPS
+        / 2**20,
+        "clips_per_s": CLIPS / statistics.median(epoch_s[1:]),
+        "clips_per_s_unchecked": CLIPS / unchecked_s,
+        "clips_per_s_floor": CLIPS / _floor_s(),
+        "clips_per_s_two_threads": CLIPS / threads_s,
+        "growth_mib": growth,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def _floor_s() -> float:
+    """Processor seconds to read every byte from the page cache into one buffer."""
+    buffer = bytearray(16 << 20)
+    begun = time.process_time()
+    for path in latents.part_files(Path("results/encode/00")):
+        with path.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
+    return time.process_time() - begun
+
+
+def _resident_mib() -> float:
+    """Anonymous memory of this process: mapped files are the page cache's."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    raise OSError("/proc/self/status has no RssAnon")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""A person's corrections: a CSV that wins over every machine's caption and survives every rerun."""
+
+import csv
+from pathlib import Path
+
+from brickreel.captions.items import Caption, by_person
+
+
+def read(path: Path | None) -> dict[tuple[str, str], Caption]:
+    """Corrections by (clip_id, kind); the kind is `clip` where none is given, an empty text drops the clip.
+
+    Of several lines for one clip the last counts, so that new corrections can be added at the end.
+
+    Raises ValueError or OSError with the line that is wrong.
+    """
+    if path is None:
+        return {}
+    found: dict[tuple[str, str], Caption] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            missing = {"clip_id", "text"} - set(reader.fieldnames or ())
+            if missing:
+                raise ValueError(f"{path} needs the columns clip_id and text (and may have kind): no {sorted(missing)}")
+            for line in reader:
+                name = (line["clip_id"] or "").strip(), (line.get("kind") or "clip").strip()
+                text = " ".join((line["text"] or "").split())
+                if not name[0] or name[1] not in ("clip", "still"):
+                    raise ValueError(f"{path}, line {reader.line_num}: needs a clip_id, and kind clip or still")
+                found[name] = by_person(text) if text else Caption("dropped", "dropped by a person", source="person")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV in UTF-8: {error}") from error
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file of corrections {path} (caption.corrections)") from None
+    return found

@@ -1,0 +1,64 @@
+"""Samples during training: with each kept checkpoint the launcher submits a small job, and training goes on.
+
+The training job knows nothing of it. What goes wrong here is a warning: samples that are missing at the end are made
+by the sample stage, which takes those that are there as finished.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from brickreel import config
+from brickreel.cluster import slurm
+from brickreel.cluster.submission import Resources, StageTask, submit
+
+logger = logging.getLogger("brickreel")
+
+
+def one_gpu(gres: str) -> str:
+    """What a job of one rank asks for where a node's ranks ask for `gres`: gpu:h100:1 of gpu:h100:8."""
+    return re.sub(r"(?<=:)\d+(?=$|\()", "1", gres)
+
+
+class SampleJobs:
+    """Submits a sample job for each complete checkpoint of a run that has none yet."""
+
+    def __init__(self, run: str, settings: Sequence[str], resources: Resources) -> None:
+        self.run = run
+        # The training job's own settings file holds nothing about samples; the stage's stands beside it.
+        own = config.settings_path("sample", run)
+        self.settings = (str(own),) if config.settings_path("train", run) in map(Path, settings) else tuple(settings)
+        kept = ("cpus_per_task", "slurm_partition", "slurm_account", "runtime", "slurm_extra", "exclude")
+        self.resources = Resources(
+            **{name: getattr(resources, name) for name in kept}, gres=one_gpu(resources.gres), requeues=0
+        )
+        self.asked: set[str] = set()
+
+    @classmethod
+    def of(
+        cls, stage: str, scope: dict[str, str], settings: Sequence[str], resources: Resources
+    ) -> "SampleJobs | None":
+        """For a training job whose run wants samples; None for all others."""
+        run = scope.get("run", "")
+        if stage != "train" or not config.load(*settings).run(run).sample_during_training:
+            return None
+        return cls(run, settings, resources)
+
+    def look(self) -> None:
+        """Submit what is due. Never raises for what Slurm says."""
+        for path in sorted(Path("results/train", self.run, "checkpoints").glob("step-*/manifest.json")):
+            step = path.parent.name
+            if step in self.asked or Path("results/sample", self.run, step, "samples.parquet").exists():
+                continue
+            self.asked.add(step)
+            name = f"sample-{self.run}-{step}"
+            try:
+                if slurm.user_jobs(name):
+                    continue  # an earlier launcher's
+                scope = {"run": self.run, "checkpoint": step}
+                task = StageTask("sample", self.settings, scope)
+                job_id = submit(task, self.resources, name, Path("logs/sample", self.run))
+                logger.info("submitted Slurm job %s, which samples %s", job_id, step)
+            except (ValueError, OSError) as error:
+                logger.warning("no samples of %s during training: %s", step, error)

@@ -1,0 +1,55 @@
+"""Locks that the system lets go of however their holder ends: no lock file ever has to be removed by hand."""
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+LAUNCH_PATIENCE_S = 10.0
+"""A launcher whose Snakemake was killed needs a moment to notice and let go."""
+
+_held: list[TextIO] = []
+
+
+@contextmanager
+def only_launcher(stage: str, part: str) -> Iterator[None]:
+    """Hold the launch lock of a run. Raises ValueError that names the holder when another launcher has it."""
+    where = Path("results") / stage / part / "launch.lock"
+    with acquire(where, f"{stage} of '{part}' is already being launched", LAUNCH_PATIENCE_S):
+        yield
+
+
+def project(folder: str | os.PathLike[str] = ".") -> None:
+    """Keep the project's folder for this process until it ends; for the Snakefile, in place of Snakemake's own lock.
+
+    Snakemake's lock outlives a Snakemake that was killed and then has to be removed by hand. Raises ValueError that
+    names the holder when another Snakemake works here.
+    """
+    where = Path(folder) / ".snakemake" / "brickreel.lock"
+    _held.append(acquire(where, "another snakemake is at work in this folder: it was started"))
+
+
+def acquire(where: Path, sentence: str, patience_s: float = 0.0) -> TextIO:
+    """Lock a file; closing it lets go. Raises ValueError, `sentence` and who holds it, after `patience_s` seconds."""
+    where.parent.mkdir(parents=True, exist_ok=True)
+    stream = where.open("a+", encoding="utf-8")
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                stream.seek(0)
+                holder = stream.read().strip() or "another process"
+                stream.close()
+                raise ValueError(f"{sentence} by {holder}") from None
+            time.sleep(0.2)
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    stream.flush()
+    return stream

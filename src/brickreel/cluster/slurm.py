@@ -1,0 +1,176 @@
+"""What Slurm says about a job: asked with its own client programs, answered as small records and sentences."""
+
+import getpass
+import re
+import shutil
+import subprocess
+from typing import NamedTuple
+
+ANSWER_TIMEOUT_S = 60
+
+
+class Queued(NamedTuple):
+    """A job that the controller still works on."""
+
+    state: str
+    reason: str
+    nodes: str
+
+
+class Ended(NamedTuple):
+    """How a job ended."""
+
+    state: str
+    exit_code: str
+
+
+# Reasons for which a job waits without end: squeue's word -> what to do. Source: Slurm's "Job Reason Codes".
+NEVER = {
+    "PartitionTimeLimit": "the time limit is longer than the partition allows: lower `runtime` in slurm/config.yaml",
+    "PartitionNodeLimit": "more nodes than the partition allows: lower `nodes` or choose another partition",
+    "PartitionConfig": "more nodes, tasks or GPUs than the partition has: lower `nodes` or `gres`",
+    "BadConstraints": "no node has what was asked for: check `gres`, `constraint` and `mem_mb`",
+    "AccountNotAllowed": "the account may not use this partition: choose another `slurm_account`",
+    "QOSNotAllowed": "the QOS may not be used in this partition: choose another in `slurm_extra`",
+    "InvalidAccount": "the account does not exist or is not yours: choose another `slurm_account`",
+    "InvalidQOS": "the QOS does not exist or is not yours",
+    "AssocMaxWallDurationPerJobLimit": "the time limit is longer than the account allows: lower `runtime`",
+    "QOSMaxWallDurationPerJobLimit": "the time limit is longer than the QOS allows: lower `runtime`",
+    "AssocMaxNodePerJobLimit": "more nodes than the account allows in one job: lower `nodes`",
+    "QOSMaxNodePerJobLimit": "more nodes than the QOS allows in one job: lower `nodes`",
+    "QOSMaxGRESPerJob": "more GPUs than the QOS allows in one job: lower `nodes` or `gres`",
+    "AssocMaxGRESPerJob": "more GPUs than the account allows in one job: lower `nodes` or `gres`",
+    "QOSMaxMemoryPerJob": "more memory than the QOS allows: lower `mem_mb`",
+    "QOSMaxCpuPerJobLimit": "more CPUs than the QOS allows in one job",
+    "DependencyNeverSatisfied": "it waits for a job that failed",
+    "JobHeldAdmin": "an administrator holds it",
+    "JobHeldUser": "it is held: release it with `scontrol release`",
+    "launch failed requeued held": "its nodes could not start it and Slurm holds it: see `scontrol show job`",
+    "job requeued in held state": "Slurm holds it after a requeue: release it with `scontrol release`",
+}
+
+# What sbatch says when it refuses -> what to do.
+REFUSALS = (
+    (r"invalid partition specified: *(\S+)", "there is no partition '{0}': choose one that `sinfo -s` lists"),
+    (r"Invalid account or account/partition", "the account does not exist or may not use this partition"),
+    (r"Requested node configuration is not available", "no node of the partition has that many GPUs, CPUs or memory"),
+    (r"More processors requested than permitted", "the partition's nodes have fewer CPUs than asked for"),
+    (r"Requested time limit is invalid", "the time limit is not valid, or longer than the partition allows"),
+    (r"Node count specification invalid", "the partition has fewer nodes than asked for"),
+    (r"Invalid (generic resource|Trackable RESource)", "there is no such `gres`: `sinfo -o '%P %G'` lists them"),
+    (r"Invalid qos specification", "the QOS does not exist or is not yours"),
+    (r"Invalid feature specification", "no node has the feature that `--constraint` asks for"),
+    (r"Memory specification can not be satisfied", "no node of the partition has that much memory: lower `mem_mb`"),
+    (r"Unable to contact slurm controller", "the Slurm controller does not answer: try again later"),
+)
+
+ENDS = {
+    "TIMEOUT": "reached its time limit more often than requeues are allowed",
+    "OUT_OF_MEMORY": "needed more memory than it asked for: raise `mem_mb` or lower clips per micro-batch",
+    "NODE_FAIL": "lost a node and was not requeued",
+    "BOOT_FAIL": "was given a node that did not start",
+    "DEADLINE": "missed its deadline",
+    "PREEMPTED": "was preempted and not requeued",
+    "FAILED": "failed",
+}
+
+
+def available() -> bool:
+    """Whether Slurm's client programs are installed."""
+    return all(shutil.which(name) for name in ("sbatch", "squeue", "scancel", "scontrol"))
+
+
+def ask(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a client program; a controller that never answers looks like one that refused."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=ANSWER_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(words, 1, "", f"{words[0]} did not answer in {ANSWER_TIMEOUT_S} s")
+    except FileNotFoundError:
+        raise ValueError(
+            f"there is no program '{words[0]}': Slurm is not installed here, use `--executor local`"
+        ) from None
+
+
+def queued(job_id: str) -> Queued | None:
+    """The job in the queue; None when it is not there.
+
+    Raises ConnectionError when the controller does not answer, which says nothing about the job.
+    """
+    answer = ask("squeue", "-h", "-j", job_id, "-o", "%T|%r|%N")
+    if answer.returncode and "Invalid job id" not in answer.stderr:
+        raise ConnectionError(answer.stderr.strip() or "squeue failed")
+    lines = answer.stdout.strip().splitlines()
+    return Queued(*lines[0].split("|", 2)) if lines else None
+
+
+def ended(job_id: str) -> Ended | None:
+    """How a job ended; None while nobody knows. The controller is asked first: it answers without accounting."""
+    answer = ask("scontrol", "-o", "show", "job", job_id)
+    fields = dict(re.findall(r"(\w+)=(\S+)", answer.stdout)) if answer.returncode == 0 else {}
+    if fields.get("EndTime", "Unknown") != "Unknown" and _is_final(fields.get("JobState", "")):
+        return Ended(fields["JobState"], fields.get("ExitCode", ""))
+    answer = ask("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State,ExitCode,End")
+    for line in answer.stdout.splitlines():
+        state, exit_code, end = line.split("|")
+        if end != "Unknown" and _is_final(state.split()[0]):
+            return Ended(state.split()[0], exit_code)
+    return None
+
+
+def _is_final(state: str) -> bool:
+    return state in ENDS or state in ("COMPLETED", "CANCELLED")
+
+
+def user_jobs(name: str) -> list[tuple[str, str]]:
+    """This user's jobs in the queue with this name: their ids and the folders they were submitted from."""
+    answer = ask("squeue", "-h", "-u", getpass.getuser(), "-n", name, "-o", "%i|%Z")
+    return [(job_id, folder) for job_id, _, folder in (line.partition("|") for line in answer.stdout.splitlines())]
+
+
+def cancel(job_id: str) -> bool:
+    """Cancel a job; False when Slurm would not."""
+    return ask("scancel", job_id).returncode == 0
+
+
+def requeue(job_id: str) -> bool:
+    """Put a running job back into the queue; False when Slurm would not."""
+    return ask("scontrol", "requeue", job_id).returncode == 0
+
+
+def allow_fewer_nodes(job_id: str, fewest: int, most: int, tasks_per_node: int) -> bool:
+    """Let a waiting job start on fewer nodes than it lost; False when Slurm would not.
+
+    After a requeue Slurm holds on to the number of tasks that the job had, and with it to the number of nodes: the
+    tasks must be lowered first, by an update of its own. The script's variables follow the nodes that the job gets.
+    """
+    tasks = ask("scontrol", "update", f"jobid={job_id}", f"NumTasks={fewest * tasks_per_node}")
+    nodes = ask("scontrol", "update", f"jobid={job_id}", f"NumNodes={fewest}-{most}")
+    return tasks.returncode == 0 and nodes.returncode == 0
+
+
+def never_starts(job: Queued) -> str | None:
+    """Why a pending job will never start; None while it may."""
+    if job.state != "PENDING":
+        return None
+    for word, advice in NEVER.items():
+        if word in job.reason:
+            return advice
+    return None
+
+
+def explain_refusal(message: str) -> str:
+    """A sentence for what sbatch said when it refused a job."""
+    for pattern, advice in REFUSALS:
+        found = re.search(pattern, message)
+        if found:
+            return advice.format(*found.groups())
+    lines = [line.removeprefix("sbatch: error: ") for line in message.strip().splitlines()]
+    return lines[-1] if lines else "sbatch said nothing"
+
+
+def explain_end(job_id: str, end: Ended) -> str:
+    """A sentence for how a job ended."""
+    if end.state == "CANCELLED":
+        return f"Slurm job {job_id} was cancelled"
+    return f"Slurm job {job_id} {ENDS.get(end.state, end.state)} (exit code {end.exit_code})"

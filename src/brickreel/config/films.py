@@ -1,0 +1,106 @@
+"""Settings of films and clips: ingest, analyze, curate, cut."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from brickreel.config.section import Fraction, Positive, Section
+
+
+class Limits(Section):
+    """What one film may take before it is given up, with a reason. The films after it are not affected."""
+
+    seconds: Annotated[float, Field(gt=0)] = 6 * 3600
+    """Time for one film."""
+    stall_s: Annotated[float, Field(gt=0)] = 120
+    """Seconds without a decoded frame after which a film is taken to hang."""
+    memory_gib: Annotated[float, Field(gt=0)] = 4
+    """Memory of the process that decodes one film."""
+
+
+class Ingest(Section):
+    """Which films there are."""
+
+    sources: Path = Path("sources.csv")
+    """Table of films: `path` (file, folder or glob) or `url` (film, channel or playlist), and title, channel,
+    licence, rights_holder. Relative paths count from the table's folder."""
+    allow_unlicensed: bool = False
+    """Accept films without a licence; they stay marked `unlicensed` in every table and card."""
+    max_height: Positive = 1080
+    """Downloads are chosen with at most this many rows."""
+    limits: Limits = Limits()
+    """What one film may take."""
+
+
+class Analyze(Section):
+    """The one decode pass."""
+
+    height: Positive = 180
+    """Frames are reduced to this many rows before any signal is read."""
+    transnet: Literal["off", "candidates", "everywhere"] = "candidates"
+    """Where the shot network TransNetV2 runs: nowhere, in windows round doubtful cuts, or on every frame (28 ms of one
+    core per frame; on a GPU the cheapest of all)."""
+    threads: Positive = 1
+    """Decoder threads per film; shards run beside each other, so that one is most economical."""
+    limits: Limits = Limits()
+    """What one film may take."""
+
+
+class Curate(Section):
+    """Which clips are kept. All lengths count poses, not frames."""
+
+    min_poses: Positive = 15
+    """Shorter clips are dropped as `too_short`."""
+    max_poses: Positive = 200
+    """Longer shots are split into clips of at most this many poses."""
+    min_luma: Fraction = 0.02
+    """Mean brightness below which a frame is black; clips of black frames are dropped as `black`."""
+    dark_luma: Fraction = 0.08
+    """Median brightness below which a clip is dropped as `too_dark`."""
+    min_contrast: Fraction = 0.02
+    """Deviation of brightness below which a clip is dropped as `blank`."""
+    max_blur: Fraction = 0.85
+    """Blur, 0 sharp to 1 featureless, above which a clip is dropped as `blurred`."""
+    min_change: Annotated[float, Field(ge=0, le=255)] = 3.5
+    """Grey levels by which the strongest part of the picture must change from pose to pose, on average; below it a clip
+    is dropped as `static`. Noise and flicker reach 3."""
+    max_text: Fraction = 0.02
+    """Share of the picture covered by text above which a clip is dropped: as `title_card` where nothing moves, else as
+    `on_screen_text`."""
+    freeze_s: Annotated[float, Field(gt=0)] = 1.0
+    """In a shot that is not shot in holds, a repetition longer than this is a freeze frame and not one pose."""
+    duplicate_bits: Annotated[float, Field(ge=0, le=32)] = 8.0
+    """Clips of different films whose poses differ by at most this many of 64 hash bits are near-duplicates; one is
+    kept. 0 keeps all but identical ones."""
+    heldout_share: Fraction = 0.05
+    """Share of the films, not of the clips, that training never sees; at least one of two or more."""
+    seed: int = 0
+    """Chooses the held-out films."""
+    withdrawn: tuple[str, ...] = ()
+    """Ids of films that are out of the dataset; `brickreel withdraw` adds to withdrawn.json, which counts as well."""
+    audit_thumbnails: Annotated[int, Field(ge=0)] = 24
+    """Thumbnails per reason on the audit page."""
+
+
+class Cut(Section):
+    """How clips are written."""
+
+    time: Literal["poses", "frames"] = "frames"
+    """`frames` keeps the film's holds in the file; `poses` writes one frame per pose, at the pose rate."""
+    short_side: Positive = 720
+    """Clips are scaled down (never up) to this many rows or columns, whichever is fewer."""
+    crf: Annotated[int, Field(ge=0, le=51)] = 18
+    """x264 quality: lower is better and larger."""
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = "veryfast"
+    """x264 effort: slower is smaller."""
+    threads: Positive = 1
+    """Threads that decode a film, and as many that encode it; shards run beside each other."""
+    max_failed_share: Fraction = 0.05
+    """The stage fails when a larger share of a shard's clips cannot be written."""
+    adopt: Path | None = None
+    """A CSV of finished clips (path, text, ... as Open-Sora's): the dataset enters here, without the stages before."""
+    adopt_heldout_share: Fraction = 0.05
+    """Share of the adopted clips' films that training never sees."""
+    limits: Limits = Limits()
+    """What one film may take."""

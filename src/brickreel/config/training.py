@@ -1,0 +1,234 @@
+"""Settings of models and runs: base, encode, runs, plan, preflight, train."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from brickreel.config.section import Fraction, Positive, Section
+
+
+class Component(Section):
+    """Where one part of the base model comes from."""
+
+    path: str
+    """A folder, or a hub name."""
+    revision: str | None = None
+    """Pins a hub name to one commit."""
+    subfolder: str | None = None
+    """Folder inside the hub repository or folder."""
+
+
+class Base(Section):
+    """The model that is fine-tuned. `builtin:tiny` is the small one that brickreel ships."""
+
+    transformer: Component = Component(path="hpcai-tech/OpenSora-STDiT-v2-stage3")
+    """STDiT2: the part that is trained."""
+    autoencoder: Component = Component(path="stabilityai/sd-vae-ft-ema")
+    """Between pictures and latents; frozen."""
+    text_encoder: Component = Component(path="DeepFloyd/t5-v1_1-xxl")
+    """T5 encoder and its tokenizer; frozen."""
+
+
+class Encode(Section):
+    """Latents and text embeddings, computed once."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Precision of the autoencoder on a GPU; on a CPU float32 is always used, since bfloat16 is slower there."""
+    frames_per_batch: Positive = 16
+    """Frames per call of the autoencoder: bounds its memory."""
+    text_tokens: Positive = 200
+    """Longest prompt in tokens; what is beyond is cut."""
+    offsets: Positive = 1
+    """Temporal offsets encoded per clip and shape, spread over the clip; an epoch shows one of them. Costs disk."""
+    crops: Positive = 1
+    """Spatial crops encoded per offset: 1 is the centre, more are spread along the longer side. Costs disk."""
+    file_mib: Positive = 256
+    """Tensors are written in files of about this size; what is written survives an interruption."""
+    max_failed_share: Fraction = 0.05
+    """The stage fails when a larger share of its clips cannot be read."""
+
+
+class RunData(Section):
+    """What a run is shown: only this part of a run concerns `encode`."""
+
+    time: Literal["poses", "frames"] = "poses"
+    """Count and sample in poses (recommended for stop motion) or in frames of the film, as the origin did."""
+    stride: Positive = 1
+    """Every how-manieth pose or frame is shown."""
+    buckets: Mapping[str, Mapping[int, tuple[Fraction, Positive]]] = {"360p": {32: (1.0, 8)}}
+    """Resolution -> frames -> (share kept, clips per micro-batch)."""
+    assignment: Literal["full", "opensora-1.1"] = "full"
+    """`full` loses no clip that fits anywhere; `opensora-1.1` assigns exactly as the origin does."""
+    fps_input: Literal["shown", "source"] = "shown"
+    """The rate the model is told: of the poses or frames it is `shown`, or the film's own as the origin told it,
+    which its samples at 8 frames per second never matched."""
+    share_seed: int = 42
+    """Decides which clips a share below 1 keeps."""
+
+    @model_validator(mode="after")
+    def _frames_positive(self) -> "RunData":
+        if not self.buckets or not all(self.buckets.values()):
+            raise ValueError("name at least one resolution with at least one length")
+        if any(frames < 1 for lengths in self.buckets.values() for frames in lengths):
+            raise ValueError("a length is a number of frames, at least 1")
+        return self
+
+
+class Schedule(Section):
+    """Learning rate over steps."""
+
+    kind: Literal["constant", "cosine_const", "1cycle"] = "constant"
+    """`constant` after an optional linear warm-up; `cosine_const` rises as half a cosine and stays; `1cycle` rises,
+    falls and stays, both as half a cosine."""
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """The plateau of `constant` and `cosine_const`, the peak of `1cycle`."""
+    start_lr: Annotated[float, Field(ge=0)] = 1e-7
+    """Where the warm-up begins."""
+    final_lr: Annotated[float, Field(ge=0)] = 1e-5
+    """Where `1cycle` ends and stays."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps until `lr` is reached."""
+    cooldown_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of `1cycle` from `lr` down to `final_lr`."""
+
+
+class Lora(Section):
+    """Fine-tuning of low-rank additions instead of all weights."""
+
+    rank: Positive = 16
+    """Width of the additions: more learns more and costs more memory."""
+    alpha: Positive = 16
+    """The additions are scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("qkv", "proj", "q_linear", "kv_linear")
+    """Last names of the linear layers that get additions."""
+
+
+class Run(Section):
+    """One training run."""
+
+    data: RunData = RunData()
+    """What the run is shown."""
+    schedule: Schedule = Schedule()
+    """Learning rate over steps."""
+    max_steps: Positive = 2000
+    """Optimizer steps. Raising it continues a finished run."""
+    micro_batches: Positive = 32
+    """Micro-batches per step, dealt to however many ranks there are: the step is the same on 1 and on 32 GPUs."""
+    seed: int = 42
+    """Decides the order of the clips and, per showing of a clip, noise, timestep, mask and text dropout."""
+    backend: Literal["auto", "ddp", "fsdp2", "colossalai"] = "auto"
+    """`auto`: fsdp2 on several GPUs, ddp otherwise."""
+    zero_stage: Literal[1, 2] = 2
+    """Of the colossalai backend: 1 shards the optimizer, 2 the gradients as well."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of forward and backward; weights, optimizer and EMA are kept in fp32. On a CPU fp32 is the faster."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled decay, per step times the learning rate."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the gradient over all weights; a larger one is scaled down."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    """Share of the moving average that each step keeps."""
+    mask_ratios: Mapping[str, Fraction] = {}
+    """Mask strategy -> probability; the rest is unmasked."""
+    text_dropout: Fraction = 0.1
+    """Share of showings without their text: what guidance needs."""
+    objective: Literal["iddpm", "rectified-flow"] = "iddpm"
+    """`iddpm` is what the origin was trained with; `rectified-flow` makes another model of it, and needs longer."""
+    grad_checkpoint: bool = True
+    """Recompute activations in the backward pass: a third more compute for a fraction of the memory."""
+    lora: Lora | None = None
+    """Train low-rank additions only, merged into the final weights; all weights when absent."""
+    online: bool = False
+    """Decode and encode clips at every step, as the origin did, instead of reading `encode`'s latents: slower, but
+    every showing is cropped and timed anew."""
+    max_skipped: Positive = 20
+    """The run stops after this many steps in a row whose loss or gradient is not finite."""
+    max_unreadable: Positive = 100
+    """The run stops after this many samples that cannot be read; until then they count as absent."""
+    checkpoint_every: Positive = 250
+    """Steps between two checkpoints; one is written at the end in any case."""
+    keep_last: Positive = 3
+    """Newest checkpoints that are kept."""
+    keep_every: Positive | None = None
+    """Checkpoints at multiples of this many steps are kept for good; all others only by `keep_last`, `keep_best`."""
+    keep_best: Annotated[int, Field(ge=0)] = 1
+    """Checkpoints with the lowest held-out loss (EMA) that are kept."""
+    gauge_every: Positive = 250
+    """Steps between two readings of the held-out loss."""
+    gauge_share: Fraction = 0.02
+    """Largest share of the training compute that the held-out loss may take: decides how many clips it reads."""
+    gauge_bins: Positive = 5
+    """Equal ranges of the timestep, each reported by itself."""
+    gauge_clips: Positive = 64
+    """Most held-out clips that are read."""
+    sample_during_training: bool = False
+    """With each kept checkpoint the launcher submits a job that samples the evaluation prompts, beside training."""
+
+    @model_validator(mode="after")
+    def _masks_sum(self) -> "Run":
+        if sum(self.mask_ratios.values()) > 1 + 1e-9:
+            raise ValueError("mask_ratios: the probabilities sum to more than 1")
+        return self
+
+
+class Plan(Section):
+    """The forecast. What the machine is and costs stands in `slurm/site.env`, as BRICKREEL_* variables."""
+
+    mfu: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Assumed share of the GPU's peak FLOPs that the model gets, where nothing was measured."""
+    mfu_low: Annotated[float, Field(gt=0, le=1)] = 0.11
+    """Pessimistic end of the interval: what the origin's runs reached on H100."""
+    mfu_high: Annotated[float, Field(gt=0, le=1)] = 0.40
+    """Optimistic end: the best published for video models of this kind on H100."""
+    calibrate: bool = False
+    """Time a few training steps of the run's own shapes on this machine instead of assuming `mfu`."""
+    calibrate_s: Annotated[float, Field(gt=0)] = 20.0
+    """Calibration ends after about this many seconds, whatever has been measured by then."""
+
+    @model_validator(mode="after")
+    def _interval_holds_value(self) -> "Plan":
+        if not self.mfu_low <= self.mfu <= self.mfu_high:
+            raise ValueError(f"mfu {self.mfu} must lie between mfu_low {self.mfu_low} and mfu_high {self.mfu_high}")
+        return self
+
+
+class Preflight(Section):
+    """The check before a run."""
+
+    quick: bool = True
+    """Small sizes, at most two minutes. The long check (`false`) takes about six and adds pairs of nodes."""
+    required: bool = True
+    """A failed preflight ends the stage, so that nothing is trained. `false` records the verdict and goes on."""
+    tune: bool = False
+    """Try other network settings than NCCL's own, ten minutes once per kind of cluster; nccl.env gets what wins."""
+    disk_mib: Positive = 64
+    """What every rank writes to the run's folder and reads back."""
+    disk_warn_mib_s: Annotated[float, Field(ge=0)] = 20.0
+    """Checkpoint speed per rank that draws a warning. The 11 GiB of STDiT2-XL/2 on 32 ranks take 18 s then."""
+    disk_fail_mib_s: Annotated[float, Field(ge=0)] = 5.0
+    """Checkpoint speed per rank below which the check fails: the same checkpoint takes more than a minute."""
+
+
+class Train(Section):
+    """How training is carried out; what is trained stands in `runs:`."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU where there is one."""
+    loader_threads: Positive = 2
+    """Threads per rank that read micro-batches ahead."""
+    prefetch: Positive = 4
+    """Micro-batches per rank that are read ahead."""
+    async_checkpoints: bool = True
+    """Write checkpoints beside training; False stops training while they are written."""
+    new_dataset: Literal["refuse", "fresh_order"] = "refuse"
+    """A checkpoint of another dataset, plan or seed is refused, or its weights are kept and a fresh order starts."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where curves go besides the step log. None of them can stop a run."""
+    check_nodes: bool = True
+    """Make preflight's quick check again inside a job of several nodes, before every attempt. A run whose preflight has
+    `required: false` goes on all the same."""
+    track_every: Positive = 10
+    """Steps between two points of the trackers' curves."""

@@ -1,0 +1,1 @@
+"""Diffusion: IDDPM, rectified flow, samplers and mask strategies. Knows torch only."""

@@ -1,0 +1,1 @@
+"""Evaluation: metrics in pose time, contact sheets, comparison."""

@@ -1,0 +1,163 @@
+"""The cards of an exported model: what it is, what it learned from and under which licences, how it scored."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from brickreel.config import Base, Config
+
+Row = Mapping[str, Any]
+
+PROVENANCE = ("title", "channel", "url", "licence", "rights_holder")
+
+
+def films(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """What training and held-out clips come from: one row per film, those with most clips first.
+
+    Args:
+        rows: of the table `cut_index`, those that the run was shown.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        film = found.setdefault(
+            row["film_id"],
+            {"film_id": row["film_id"], "split": row["split"], "clips": 0, "stills": 0}
+            | {name: row[name] for name in PROVENANCE},
+        )
+        film["clips" if row["kind"] == "clip" else "stills"] += 1
+    return sorted(found.values(), key=lambda film: (-film["clips"], film["film_id"]))
+
+
+def licences(of_films: Sequence[Row]) -> list[dict[str, Any]]:
+    """Films and clips per licence, the most used first. A film without one is named as such."""
+    table: dict[str, Counter[str]] = defaultdict(Counter)
+    for film in of_films:
+        table[film["licence"] or "none stated"].update(films=1, clips=film["clips"], stills=film["stills"])
+    return [{"licence": name, **counts} for name, counts in sorted(table.items(), key=lambda item: -item[1]["clips"])]
+
+
+def captioners(captions: Iterable[Row]) -> list[str]:
+    """Who described the clips, such as "gpt-4o: 240"; the most active first."""
+    counts = Counter(
+        row["model"] or row["source"] or "unknown" for row in captions if row["outcome"] == "ok" and row["text"]
+    )
+    return [f"{name}: {count}" for name, count in counts.most_common()]
+
+
+def scores_of(scores: Mapping[str, Any] | None, weights: str) -> list[dict[str, Any]]:
+    """The metrics that the card shows: of the base model and of the exported weights at the last step, prompted."""
+    rows = [row for row in (scores or {}).get("metrics", []) if row.get("conditional", True)]
+    last = max((row.get("step") or 0 for row in rows if row.get("weights") == weights), default=0)
+    shown = [
+        row
+        for row in rows
+        if row.get("weights") == "base" or (row.get("weights") == weights and row.get("step") == last)
+    ]
+    return [
+        {
+            "name": row["name"],
+            "model": "before fine-tuning" if row.get("weights") == "base" else f"after {last:,} steps",
+            "value": _number(row.get("value")),
+            "interval": " to ".join(_number(row[end]) for end in ("low", "high")) if row.get("low") is not None else "",
+            "n": row.get("n") or "",
+            "remark": "; ".join(filter(None, (row.get("unit"), row.get("reason")))),
+        }
+        for row in shown
+    ]
+
+
+def gauge_of(rows: Iterable[Row], weights: str) -> dict[str, Any] | None:
+    """The last reading of the held-out loss relative to step 0, over all timesteps; None where there is none."""
+    own = [row for row in rows if row["weights"] == weights and row["relative"] is not None]
+    last = [row for row in own if row["step"] == max(row["step"] for row in own)]
+    if not last:
+        return None
+    mean = sum(row["relative"] for row in last) / len(last)
+    return {"step": last[0]["step"], "relative": mean, "clips": max(row["clips"] or 0 for row in last)}
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4g}"
+
+
+def model_card(config: Config, run: str, facts: Mapping[str, Any]) -> str:
+    """README.md of the exported folder.
+
+    Args:
+        facts: weights ("ema" or "raw"), step, samples, scores, gauge, films, licences, captioners, fingerprint and
+            heldout: what `stages.export.gather` returns.
+    """
+    settings = config.run(run).model_dump(mode="json")
+    return _render(
+        "model_card.md.j2",
+        name=f"{config.project.name} {run}",
+        front=_front(config, run),
+        run=run,
+        parts=_parts(config.base),
+        sample=config.sample,
+        settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
+        settings_of=config.run(run),
+        **facts,
+    )
+
+
+def dataset_card(config: Config, run: str, facts: Mapping[str, Any]) -> str:
+    """DATASET.md of the exported folder: every film with its licence and rights holder; `facts` as for the model."""
+    return _render("dataset_card.md.j2", name=config.project.name, run=run, **facts)
+
+
+def _front(config: Config, run: str) -> str:
+    """The metadata that the Hugging Face hub reads on top of a card."""
+    base = config.base.transformer.path
+    front: dict[str, Any] = {
+        "pipeline_tag": "text-to-video",
+        "library_name": "diffusers",
+        "tags": ["brickreel", "stop-motion", "stdit2", config.run(run).objective],
+        # What the base model's and the films' owners allow is for the publisher to decide; the tables below say it.
+        "license": "other",
+        "license_name": "see-training-data",
+    }
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+        front["base_model"] = base
+    return yaml.safe_dump(front, sort_keys=False)
+
+
+def _parts(base: Base) -> list[dict[str, str]]:
+    return [
+        {"part": name.replace("_", " "), "origin": _origin(part.path), "revision": part.revision or ""}
+        for name, part in (
+            ("transformer", base.transformer),
+            ("autoencoder", base.autoencoder),
+            ("text_encoder", base.text_encoder),
+        )
+    ]
+
+
+def _origin(path: str) -> str:
+    """A hub name as it is; of a folder only its name, since where it lies is nobody's business."""
+    return f"a local folder, {Path(path).name}" if Path(path).is_absolute() or path.startswith((".", "~")) else path
+
+
+def _cell(value: Any) -> str:
+    """Text for a cell of a Markdown table: one line, no bars, no markup from titles that other people chose."""
+    text = " ".join(str("" if value is None else value).split())
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = _cell
+    source = resources.files("brickreel") / "evaluation" / "templates" / template
+    return environment.from_string(source.read_text(encoding="utf-8")).render(**values)

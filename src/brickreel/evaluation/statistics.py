@@ -1,0 +1,75 @@
+"""Values with intervals. Samples of one prompt are alike, so it is prompts that are left out, not videos."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+Group = TypeVar("Group")
+
+
+class Estimate(NamedTuple):
+    """A number, its 95 % interval, and how many independent groups stand behind it."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    reason: str | None = None
+    """Why the value or its interval is missing; None when both are there."""
+
+
+def not_measured(reason: str, n: int = 0) -> Estimate:
+    """The estimate of something that could not be measured, with the sentence that says why."""
+    return Estimate(None, None, None, n, f"not measured: {reason}")
+
+
+def jackknife(groups: Sequence[Group], statistic: Callable[[Sequence[Group]], float]) -> Estimate:
+    """A statistic of groups with the delete-one-group jackknife interval (Efron & Tibshirani 1993, chapter 11).
+
+    For a mean over groups this is Student's interval. With one group there is a value and no interval.
+    """
+    count = len(groups)
+    if count == 0:
+        return not_measured("there is nothing to measure")
+    value = float(statistic(groups))
+    if not math.isfinite(value):
+        return not_measured("the result is not a finite number", count)
+    if count == 1:
+        return Estimate(value, None, None, 1, "no interval: one group only, at least two are needed")
+    left_out = np.array([statistic([*groups[:index], *groups[index + 1 :]]) for index in range(count)])
+    if not np.isfinite(left_out).all():
+        return Estimate(value, None, None, count, "no interval: leaving one group out leaves too little to measure")
+    error = math.sqrt((count - 1) / count * float(((left_out - left_out.mean()) ** 2).sum()))
+    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
+    return Estimate(value, value - reach, value + reach, count)
+
+
+def mean_of_groups(groups: Sequence[Sequence[float]]) -> Estimate:
+    """Mean over groups of each group's mean, with Student's interval over groups; empty groups are left out."""
+    means = [float(np.mean(group)) for group in groups if len(group)]
+    return jackknife(means, lambda values: float(np.mean(values)))
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> Estimate:
+    """Spearman's rank correlation of paired values with the Bonett-Wright interval (Psychometrika 65, 2000).
+
+    Needs four pairs for an interval; with fewer, or when one side is constant, it says so instead.
+    """
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    count = len(pairs)
+    if count < 4:
+        return not_measured(f"{count} pairs, at least 4 are needed", count)
+    x, y = np.array(pairs).T
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return not_measured("one side does not vary", count)
+    rho = float(stats.spearmanr(x, y).statistic)
+    if abs(rho) >= 1 - 1e-12:
+        return Estimate(rho, None, None, count, "no interval: the ranks agree perfectly")
+    reach = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * math.sqrt((1 + rho**2 / 2) / (count - 3))
+    centre = math.atanh(rho)
+    return Estimate(rho, math.tanh(centre - reach), math.tanh(centre + reach), count)

@@ -1,0 +1,1 @@
+"""Films: probing, decoding, shots, cadence, signals, cutting, and the demo films."""

@@ -1,0 +1,107 @@
+"""Entering in the middle: a folder of finished clips with a table, as Open-Sora's tools and text2bricks write it.
+
+The clips stay where they are. Their files are measured, since what such tables say of frames and rates was read off
+headers; holds are found as in films, so that clips of a tool that repeats frames are shown in pose time all the same.
+"""
+
+import csv
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brickreel import files, tables
+from brickreel.config import Cut
+from brickreel.films import cadence, cutting, isolated, probe, signals
+
+# Columns of Open-Sora's tables. What is measured here is not taken from them; further columns are ignored.
+COLUMNS = ("path", "text", "num_frames", "height", "width", "aspect_ratio", "fps", "resolution")
+_FACTS = ("title", "channel", "url", "licence", "rights_holder")
+# Open-Sora's cutter names clips {film}_scene-{number}.
+_SCENE = "_scene-"
+
+
+def read(table: Path) -> Iterator[dict[str, str]]:
+    """Lines of the table, `path` relative to the working folder. Raises ValueError that names the line."""
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            lines = csv.DictReader(stream, strict=True)
+            if "path" not in (lines.fieldnames or ()):
+                raise ValueError(f"{table} needs the column path; Open-Sora's tables have {', '.join(COLUMNS)}")
+            for line in lines:
+                if not line["path"]:
+                    raise ValueError(f"{table}, line {lines.line_num}: the path is empty")
+                known = {name: value or "" for name, value in line.items() if name}
+                yield known | {"path": str(table.parent / line["path"])}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no {table}: `cut.adopt` names the table of finished clips") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{table} is not a CSV table in UTF-8: {error}") from None
+
+
+def rows(line: dict[str, str], settings: Cut, stills: Path, seen: set[str]) -> list[dict[str, Any]]:
+    """Rows of the table `cut_index` for one clip and its still, which is written into `stills`.
+
+    `seen` holds the paths of earlier lines: a clip that is listed twice is used once.
+    """
+    path = Path(line["path"])
+    row: dict[str, Any] = dict.fromkeys(tables.SCHEMAS["cut_index"].names)
+    row |= {name: line.get(name) or None for name in (*_FACTS, "text")}
+    row |= {"path": str(path), "kind": "clip", "in_poses": False, "outcome": "ok", "reason": ""}
+    row |= {"clip_id": _hash(line["path"]), "film_id": film_id(path), "licence": row["licence"] or "unlicensed"}
+    if line["path"] in seen:
+        return [row | {"outcome": "dropped", "reason": "is listed twice"}]
+    seen.add(line["path"])
+    if not path.is_file():
+        return [row | {"outcome": "failed", "reason": "there is no such file"}]
+    try:
+        # Named after path and content: another clip in its place is another clip.
+        row["sha256"] = files.sha256(path)
+        row["clip_id"] = _hash(line["path"] + row["sha256"])
+        row |= isolated.call(measure, (str(path.resolve()),), isolated.Limits(**settings.limits.model_dump()))
+        still = stills / f"{row['clip_id']}.jpg"
+        files.write_bytes(still, row.pop("jpeg"))
+    except ValueError as error:
+        return [row | {"outcome": "failed", "reason": str(error)}]
+    row["split"] = "heldout" if held_out(row["film_id"], settings.adopt_heldout_share) else "train"
+    picture = {"kind": "still", "path": str(still), "frames": 1, "holds": None, "sha256": files.sha256(still)}
+    return [row, row | picture]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def film_id(path: Path) -> str:
+    """Clips that were cut from one film have one id, where their names tell; else each is its own film."""
+    film, scene, _ = path.stem.rpartition(_SCENE)
+    return _hash(str(path.parent / film) if scene else str(path))
+
+
+def held_out(film_id: str, share: float) -> bool:
+    """Whether a film is held out: by its id, so that all its clips are, and new films change nothing."""
+    draw = int.from_bytes(hashlib.sha256(film_id.encode()).digest()[:8], "big") / 2**64
+    return draw < share
+
+
+def measure(path: str, progress: Any) -> dict[str, Any]:
+    """What a clip's file holds, by decoding it: size, rate, holds, and its middle pose as JPEG. For `isolated.call`."""
+    facts = probe.probe(path)
+    found = signals.read(path, network="off", watch=progress)
+    scores, flicker = np.asarray(found.hold_score, np.float32), np.asarray(found.flicker, np.float32)
+    new = cadence.new_poses(scores, flicker)
+    poses = np.flatnonzero(new)
+    timing = cadence.cadence(new, facts.fps)
+    return {
+        "frames": len(found),
+        "holds": np.diff(np.append(poses, len(new))).tolist(),
+        "fps": facts.fps,
+        "pose_rate": timing.pose_rate,
+        "cadence": timing.label,
+        # The file is read as it is stored, whatever a player does to it.
+        "width": facts.width,
+        "height": facts.height,
+        "jpeg": cutting.still_of(path, int(poses[len(poses) // 2]), (facts.width, facts.height)),
+    }

@@ -1,0 +1,160 @@
+"""Hold detection: which frames show a new pose, and how a shot is timed.
+
+A stop-motion film repeats each pose for one, two, three or more frames. Between two frames of one pose only noise,
+compression and the lamp change, between two poses a puppet does: the hold scores of a shot (`measure.compare`) fall
+into two heaps. Where they do not - live action, slow motion, a still picture - nothing is held, whatever the scores,
+except for frames that repeat the one before.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Grey levels. Below DUPLICATE the strongest blocks differ by less than any camera's noise.
+DUPLICATE = 1.0
+# Re-encoded holds stay below LARGEST_HELD, moved puppets above SMALLEST_NEW.
+LARGEST_HELD, SMALLEST_NEW = 20.0, 2.0
+# A new pose stands out by these factors from the middle of the hold beside it and from its nearest frame; ordinary
+# motion slows down and speeds up by degrees.
+CONTRAST, EDGE_CONTRAST = 3.0, 2.5
+# Where no frame at all lies between the heaps, over this factor, less will do.
+CLEAR_GAP, CLEAR_CONTRAST, CLEAR_EDGE_CONTRAST = 1.35, 1.6, 1.25
+# Share of the frames that may lie within a quarter of the threshold.
+CROWDED = 0.15
+# Rounding to 8 bits after a change of light leaves this many grey levels per unit of relative change.
+LIGHT_ROUNDING = 150.0
+# Share of the holds that have one length in a steady shot, and how many frames evenly lengthened ones may drift by.
+STEADY, EVEN = 0.8, 1.05
+# The heaps are apart by at least this factor.
+SEPARATION = 4.0
+
+
+class Cadence(NamedTuple):
+    """How a shot is timed."""
+
+    label: str
+    """ones, twos, threes or mixed."""
+    pose_rate: float
+    """Poses per second."""
+    histogram: dict[int, int]
+    """Hold length in frames -> poses."""
+    phase: int
+    """Frame of the shot, modulo the commonest hold length, on which most poses begin."""
+
+
+def new_poses(scores: NDArray[np.float32], flicker: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """For each frame of one shot whether it shows a new pose.
+
+    `scores` [N] compare each frame with the one before it (`measure.compare`), `flicker` [N] is the relative change of
+    light between the two. The first frame of a shot is always new.
+    """
+    held = np.zeros(len(scores), bool)
+    if len(scores) > 1:
+        duplicate = DUPLICATE + LIGHT_ROUNDING * float(np.percentile(flicker[1:], 90))
+        held = _held(np.maximum(np.asarray(scores, np.float64), 0.05), duplicate)
+        held[0] = False
+    return ~held
+
+
+def _held(scores: NDArray[np.float64], duplicate: float) -> NDArray[np.bool_]:
+    inner = scores[1:]
+    if np.percentile(inner, 95) < duplicate:
+        return np.ones(len(scores), bool)
+    valley = _valley(inner)
+    if valley is None:
+        return _stands_out(scores, scores < duplicate, CONTRAST, EDGE_CONTRAST)
+    held = scores < valley
+    clear = inner[inner >= valley].min() >= CLEAR_GAP * inner[inner < valley].max()
+    contrasts = (CLEAR_CONTRAST, CLEAR_EDGE_CONTRAST) if clear else (CONTRAST, EDGE_CONTRAST)
+    return _stands_out(scores, held, *contrasts)
+
+
+def _valley(scores: NDArray[np.float64]) -> float | None:
+    """The threshold between two heaps (Otsu's criterion on logarithms), None where there is one heap."""
+    logs = np.sort(np.log(scores))
+    if len(logs) < 4:
+        return None
+    apart = (np.exp(logs[:-1]) < LARGEST_HELD) & (np.exp(logs[1:]) > SMALLEST_NEW)
+    below = np.arange(1, len(logs))
+    sums = np.cumsum(logs)
+    low = sums[:-1] / below
+    high = (sums[-1] - sums[:-1]) / (len(logs) - below)
+    between = below * (len(logs) - below) * (high - low) ** 2
+    between[~apart] = -1
+    best = int(between.argmax())
+    if between[best] <= 0 or high[best] - low[best] < np.log(SEPARATION):
+        return None
+    # Otsu's threshold may lie anywhere in an empty valley: take its widest gap.
+    near = np.flatnonzero((between > 0) & (between >= 0.9 * between[best]))
+    gaps = logs[near + 1] - logs[near]
+    cut = int(near[gaps.argmax()])
+    middle = (logs[cut] + logs[cut + 1]) / 2
+    crowded = np.mean(np.abs(logs - middle) < np.log(1.25))
+    return float(np.exp(middle)) if crowded <= CROWDED else None
+
+
+def _stands_out(
+    scores: NDArray[np.float64], held: NDArray[np.bool_], contrast: float, edge_contrast: float
+) -> NDArray[np.bool_]:
+    """Keep only those runs of held frames whose neighbours stand out from them."""
+    result = held.copy()
+    result[:1] = False
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], result.astype(np.int8), [0]))))
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        inside = max(float(np.median(scores[start:end])), 0.2)
+        sides = [(start - 1, start)] if start > 1 else []
+        sides += [(end, end - 1)] if end < len(scores) else []
+        if any(scores[new] < max(contrast * inside, edge_contrast * scores[old]) for new, old in sides):
+            result[start:end] = False
+    return result
+
+
+def cadence(new: NDArray[np.bool_], fps: float, times: NDArray[np.float64] | None = None) -> Cadence:
+    """Label, rate, hold histogram and phase of one shot [N] of new-pose flags.
+
+    `times` [N] or, with that of the frame after the shot, [N + 1]: given where the frame rate varies, so that holds are
+    counted in frames of the usual rate `fps`.
+    """
+    starts = np.flatnonzero(new)
+    holds = np.diff(np.append(starts, len(new)))
+    if times is not None and len(starts):
+        end = times[len(new)] if len(times) > len(new) else times[-1] + 1 / fps
+        holds = np.maximum(1, np.rint(np.diff(np.append(times[starts], end)) * fps).astype(np.int64))
+    if not len(holds):
+        return Cadence("ones", fps, {}, 0)
+    lengths, counts = np.unique(holds, return_counts=True)
+    histogram = {int(length): int(count) for length, count in zip(lengths, counts, strict=True)}
+    inner = holds[:-1] if len(holds) > 2 else holds
+    one = np.array([len(holds)])
+    label = str(labels(holds, np.zeros(1, np.int64), one, np.array([fps]))[0])
+    common = int(np.bincount(inner).argmax())
+    phase = int(np.bincount(starts % common, minlength=1).argmax())
+    return Cadence(label, float(len(starts) * fps / holds.sum()), histogram, phase)
+
+
+def labels(
+    holds: NDArray[np.int64], starts: NDArray[np.int64], counts: NDArray[np.int64], fps: NDArray[np.float64]
+) -> NDArray[np.str_]:
+    """ones, twos, threes or mixed for each of C runs of holds, [C]; run c is `holds[starts[c]:][:counts[c]]`.
+
+    Steady holds are named by their length. Where a conversion of frame rate has lengthened some of them evenly, time
+    tells: 24 poses per second are ones, 12 twos and 8 threes.
+    """
+    result = np.full(len(starts), "mixed", dtype="<U6")
+    if not len(starts):
+        return result
+    # The last hold is cut off by what follows, and does not speak for the animator.
+    inner = np.ones(len(holds), bool)
+    inner[(starts + counts - 1)[counts > 2]] = False
+    number = np.maximum(np.add.reduceat(inner.astype(np.int64), starts), 1)
+    mean = np.add.reduceat(np.where(inner, holds, 0), starts) / number
+    place = np.arange(len(holds)) - np.repeat(starts, counts)
+    before = np.cumsum(holds) - holds
+    drift = np.abs(before - np.repeat(before[starts], counts) - place * np.repeat(mean, counts))
+    even = np.maximum.reduceat(np.where(inner, drift, 0), starts) <= EVEN
+    per_hold = np.rint(24 * mean / fps)
+    for length, name in ((3, "threes"), (2, "twos"), (1, "ones")):
+        steady = np.add.reduceat(((holds == length) & inner).astype(np.int64), starts) >= STEADY * number
+        result[steady | ((result == "mixed") & even & (per_hold == length) & (mean > length))] = name
+    return result

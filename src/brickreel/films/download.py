@@ -1,0 +1,116 @@
+"""Films from the network, through yt-dlp: single ones, channels and playlists. Downloads resume."""
+
+import hashlib
+import logging
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+logger = logging.getLogger("brickreel")
+
+TIMEOUT_S = 20.0
+ATTEMPTS = 3
+
+
+class Item(NamedTuple):
+    """One film behind a URL, with what the site says of it."""
+
+    url: str
+    title: str | None
+    channel: str | None
+    licence: str | None
+
+
+def expand(url: str) -> list[Item]:
+    """The films behind a URL: itself, or the entries of a channel or playlist.
+
+    Raises ValueError with one sentence when the site cannot be reached or offers no film.
+    """
+    with _session({"extract_flat": "in_playlist"}) as session:
+        found = _guarded(url, lambda: session.extract_info(url, download=False))
+    return list(_items(found or {}, url))
+
+
+def _items(found: dict[str, Any], url: str) -> list[Item]:
+    if found.get("_type") in ("playlist", "multi_video"):
+        items: list[Item] = []
+        for entry in found.get("entries") or []:
+            items += _items(entry or {}, url)
+        if not items:
+            raise ValueError(f"{url} lists no film")
+        return items
+    place = found.get("webpage_url") or found.get("url") or url
+    if found.get("extractor_key") == "Generic" or found.get("direct"):
+        place = found.get("url") or place
+    channel = found.get("channel") or found.get("uploader")
+    return [Item(place, found.get("title"), channel, found.get("license"))]
+
+
+def fetch(item: Item, folder: Path, max_height: int) -> Path:
+    """Download a film into `folder` unless it is there already; a broken download is continued.
+
+    Raises ValueError with one sentence.
+    """
+    stem = hashlib.sha256(item.url.encode()).hexdigest()[:16]
+    done = [path for path in folder.glob(f"{stem}.*") if path.suffix not in (".part", ".ytdl", ".temp")]
+    if done:
+        return done[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {
+        "outtmpl": str(folder / f"{stem}.%(ext)s"),
+        "continuedl": True,
+        "format": f"bv*[height<={max_height}]/b[height<={max_height}]/bv*/b",
+        "noplaylist": True,
+    }
+    with _session(options) as session:
+        _guarded(item.url, lambda: session.extract_info(item.url, download=True))
+    done = [path for path in folder.glob(f"{stem}.*") if path.suffix not in (".part", ".ytdl", ".temp")]
+    if not done:
+        raise ValueError(f"{item.url} was downloaded but left no file")
+    return done[0]
+
+
+def _session(options: dict[str, Any]) -> Any:
+    from yt_dlp import YoutubeDL
+
+    quiet = {
+        "quiet": True,
+        "no_warnings": True,
+        "noprogress": True,
+        "logger": _Silent(),
+        "socket_timeout": TIMEOUT_S,
+        "retries": ATTEMPTS,
+        "fragment_retries": ATTEMPTS,
+        "extractor_retries": 1,
+        "cachedir": False,
+    }
+    return YoutubeDL({**quiet, **options})
+
+
+def _guarded(url: str, action: Any) -> Any:
+    from yt_dlp.utils import YoutubeDLError
+
+    try:
+        return action()
+    except YoutubeDLError as error:
+        raise ValueError(_sentence(url, str(error))) from None
+
+
+def _sentence(url: str, complaint: str) -> str:
+    words = re.sub(r"\x1b\[[0-9;]*m", "", complaint).removeprefix("ERROR: ").split(" (caused by")[0]
+    words = words.split("; please report")[0].strip().rstrip(".")
+    unreachable = ("resolve", "refused", "unreachable", "timed out", "Name or service", "Errno", "Failed to establish")
+    if any(sign in complaint for sign in unreachable):
+        host = urlsplit(url).hostname or url
+        return f"{url} cannot be downloaded: no connection to {host}; run ingest again when the network is back"
+    return f"{url} cannot be downloaded: {words.splitlines()[0] if words else 'no reason given'}"
+
+
+class _Silent:
+    """yt-dlp speaks through exceptions only; what it would print goes to the debug log."""
+
+    def debug(self, message: str) -> None:
+        logger.debug(message)
+
+    info = warning = error = debug

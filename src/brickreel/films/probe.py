@@ -1,0 +1,129 @@
+"""What a file really is: found by demuxing it whole and decoding parts of it, since headers lie."""
+
+import os
+from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple
+
+import av
+import numpy as np
+
+from brickreel.films import decode
+
+# Frames decoded at the beginning and after a jump to the middle.
+DECODED = 12
+# Rates that films have; a measured one within half a percent of one of them is that one.
+RATES = (12.0, 15.0, 16.0, 18.0, 24000 / 1001, 24.0, 25.0, 30000 / 1001, 30.0, 48.0, 50.0, 60000 / 1001, 60.0)
+
+
+class Probe(NamedTuple):
+    """The facts of one film."""
+
+    codec: str
+    width: int
+    height: int
+    fps: float
+    """Frames per second; where the rate varies, of most frames."""
+    frames: int
+    """Frames in the container; analyze counts what can be decoded."""
+    duration_s: float
+    variable_rate: bool
+    sample_aspect: float
+    """Width over height of one pixel as displayed."""
+    rotation: int
+    """Degrees clockwise that a player turns the picture by."""
+    interlaced: bool
+    note: str
+    """What is odd about the file though it can be used."""
+
+
+def probe(path: str | os.PathLike[str], progress: Callable[[int], None] | None = None) -> Probe:
+    """Probe a film. Raises ValueError when it has no video that can be decoded."""
+    with decode.open_film(path) as (container, source):
+        promised = source.frames
+        codec = source.codec_context.name
+        times = _timestamps(container, source, progress)
+    first = _decode_some(path, 0.0)
+    if len(times) < 2:
+        raise ValueError("holds a single frame")
+    _decode_some(path, (times[len(times) // 2]))
+    steps = np.diff(times)
+    steps = steps[steps > 0]
+    usual = float(np.median(steps)) if len(steps) else 1 / 24
+    variable = bool(len(steps) and np.mean(np.abs(steps - usual) > max(0.25 * usual, 0.0015)) > 0.01)
+    rate = _known_rate(1 / usual if variable else len(steps) / max(times[-1] - times[0], 1e-6))
+    missing = f"the header promises {promised} frames, the file has {len(times)}" if promised > len(times) + 2 else ""
+    return Probe(
+        codec=codec,
+        width=first.width,
+        height=first.height,
+        fps=rate,
+        frames=len(times),
+        duration_s=float(times[-1] - times[0] + usual),
+        variable_rate=variable,
+        sample_aspect=float(first.sample_aspect or 1.0),
+        rotation=first.rotation,
+        interlaced=first.interlaced,
+        note=missing,
+    )
+
+
+class _First(NamedTuple):
+    width: int
+    height: int
+    sample_aspect: float
+    rotation: int
+    interlaced: bool
+
+
+def _timestamps(
+    container: "av.container.InputContainer", source: "av.VideoStream", progress: Callable[[int], None] | None
+) -> np.ndarray:
+    times: list[float] = []
+    tick = source.time_base or Fraction(1, 90_000)
+    try:
+        for packet in container.demux(source):
+            if packet.size and not packet.is_discard:
+                stamp = packet.pts if packet.pts is not None else packet.dts
+                times.append(float(stamp * tick) if stamp is not None else len(times) / 24)
+            if progress and len(times) % 5000 == 0:
+                progress(len(times))
+    except av.InvalidDataError:
+        # The file ends within a packet: what came before counts.
+        pass
+    return np.sort(np.array(times))
+
+
+def _decode_some(path: str | os.PathLike[str], time_s: float) -> _First:
+    """Decode some frames from `time_s` on and describe the first."""
+    with decode.open_film(path) as (container, source):
+        try:
+            if time_s:
+                container.seek(int(time_s / (source.time_base or Fraction(1, 90_000))), stream=source)
+            found, interlaced, first = 0, 0, None
+            for frame in decode.frames(container, source):
+                first = first or frame
+                found += 1
+                interlaced += frame.interlaced_frame
+                if found == DECODED:
+                    break
+        except av.FFmpegError as error:
+            where = f" at {time_s:.1f} s" if time_s else ""
+            raise ValueError(f"cannot be decoded{where}: {decode.words(error)}") from error
+        if first is None:
+            raise ValueError(f"holds no frame that can be decoded{f' after {time_s:.1f} s' if time_s else ''}")
+        decode.check_size(first)
+        return _First(
+            first.width,
+            first.height,
+            float(source.sample_aspect_ratio or 1),
+            -first.rotation % 360,
+            interlaced * 2 > found,
+        )
+
+
+def _known_rate(rate: float) -> float:
+    if not 0.5 <= rate <= 1000:
+        raise ValueError(f"claims {rate:g} frames per second")
+    nearest = min(RATES, key=lambda known: abs(known - rate))
+    return nearest if abs(nearest - rate) < 0.0045 * nearest and abs(nearest - rate) < 0.012 else round(rate, 4)

@@ -1,0 +1,187 @@
+"""The parts of a base model, from a folder, from the hub's cache on this machine, or from what brickreel ships.
+
+Nothing is downloaded here: weights are fetched once, on a machine with network, and everything that is missing is one
+sentence that says how, before any job is submitted.
+"""
+
+import inspect
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from brickreel.models.autoencoder import Autoencoder
+from brickreel.models.stdit2 import STDiT2
+from brickreel.models.stdit2.weights import fit, read_safetensors
+from brickreel.models.text_encoder import TextEncoder
+
+BUILTIN = "builtin:"
+OBJECTIVES = ("iddpm", "rectified-flow")
+# The file without which a folder is not that part, and what else is fetched from the hub.
+MARKS = {"transformer": "config.json", "autoencoder": "config.json", "text_encoder": "config.json"}
+PATTERNS = ("*.json", "*.safetensors", "*.model", "*.bin")
+
+
+def locate(part: str, path: str, revision: str | None = None, subfolder: str | None = None) -> Path:
+    """The folder of a part ("transformer", "autoencoder" or "text_encoder") on this machine.
+
+    Args:
+        path: a folder, a hub name such as "stabilityai/sd-vae-ft-ema", or "builtin:tiny".
+        revision: commit of the hub repository.
+        subfolder: folder inside it.
+
+    Raises:
+        FileNotFoundError: in one sentence: what is missing and how to get it.
+    """
+    if path.startswith(BUILTIN):
+        folder = Path(str(resources.files("brickreel"))) / "assets" / path.removeprefix(BUILTIN) / part
+        missing = f"brickreel ships no model '{path}' ({part})"
+    elif Path(path).expanduser().is_dir():
+        folder = Path(path).expanduser() / (subfolder or "")
+        missing = f"base.{part}: {folder} has no {MARKS[part]}, so that it is not a {part}"
+    else:
+        folder = _in_hub_cache(part, path, revision) / (subfolder or "")
+        missing = f"base.{part}: the cached {path} has no {MARKS[part]} in '{subfolder or '.'}'"
+    if not (folder / MARKS[part]).is_file():
+        raise FileNotFoundError(missing)
+    return folder
+
+
+def _in_hub_cache(part: str, name: str, revision: str | None) -> Path:
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise FileNotFoundError(f"base.{part}: there is no folder {name}, and it is not a hub name either")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    advice = f"hf download {name}" + (f" --revision {revision}" if revision else "")
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=list(PATTERNS)))
+    except (LocalEntryNotFoundError, HFValidationError):
+        raise FileNotFoundError(
+            f"base.{part}: '{name}' is neither a folder nor in the hub cache of this machine: run `{advice}` where"
+            f" there is network (the cache is shared through HF_HOME), or set base.{part}.path to a folder that has it"
+        ) from None
+
+
+def transformer(
+    path: str,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    **overrides: Any,
+) -> STDiT2:
+    """STDiT2 with its weights, in evaluation mode on the CPU. `overrides` replace settings of its config.json.
+
+    Reads what brickreel and diffusers write and what Open-Sora published. Raises FileNotFoundError for missing weights,
+    ValueError for weights that do not fit exactly or are damaged.
+    """
+    folder = locate("transformer", path, revision, subfolder)
+    with torch.device("meta"):  # nothing is initialised that is overwritten anyway
+        model = empty_transformer(folder, **overrides)
+    model.load_state_dict(fit(read_safetensors(folder), model, str(folder)), strict=True, assign=True)
+    return torch.nn.Module.to(model, dtype=dtype).eval()  # type: ignore[return-value]
+
+
+def empty_transformer(folder: str | os.PathLike[str], **overrides: Any) -> STDiT2:
+    """A freshly initialised STDiT2 with the settings of a folder's config.json, whoever wrote it."""
+    source = Path(folder) / "config.json"
+    try:
+        stored = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{source} is not valid JSON: {error}") from error
+    kind = stored.get("_class_name") or (stored.get("architectures") or ["STDiT2"])[0]
+    kind = kind[-1] if isinstance(kind, list) else kind
+    if kind != "STDiT2":
+        raise ValueError(f"{source} describes a {kind}, not an STDiT2")
+    known = inspect.signature(STDiT2.__init__).parameters.keys() - {"self"}
+    unknown = sorted(overrides.keys() - known)
+    if unknown:
+        raise ValueError(f"STDiT2 has no setting {unknown}: choose from {', '.join(sorted(known))}")
+    settings = {name: value for name, value in stored.items() if name in known}
+    return STDiT2(**{**settings, **overrides})
+
+
+def autoencoder(
+    path: str,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    **overrides: Any,
+) -> Autoencoder:
+    """The autoencoder in evaluation mode on the CPU. `overrides` go to Autoencoder, such as frames_per_batch."""
+    from diffusers import AutoencoderKL
+
+    folder = locate("autoencoder", path, revision, subfolder)
+    vae = _from_pretrained(AutoencoderKL, folder, torch_dtype=dtype)
+    return Autoencoder(vae.eval(), **overrides)
+
+
+def text_encoder(
+    path: str,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> TextEncoder:
+    """T5's encoder with its tokenizer, in evaluation mode on the CPU."""
+    from transformers import T5EncoderModel
+
+    folder = locate("text_encoder", path, revision, subfolder)
+    words = tokenizer(folder)
+    return TextEncoder(words, _from_pretrained(T5EncoderModel, folder, dtype=dtype).eval())
+
+
+def tokenizer(folder: Path) -> Any:
+    """The tokenizer of a text encoder's folder: in it, or in `tokenizer` beside it."""
+    from transformers import AutoTokenizer
+
+    beside = folder.parent / "tokenizer"
+    inside = any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "spiece.model"))
+    return _from_pretrained(AutoTokenizer, folder if inside or not beside.is_dir() else beside)
+
+
+def scheduler(objective: str) -> Any:
+    """The diffusers scheduler that describes how the weights were trained. Raises ValueError for another objective."""
+    from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+    if objective == "rectified-flow":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+    if objective == "iddpm":
+        return DDPMScheduler(
+            num_train_timesteps=1000,
+            beta_start=1e-4,
+            beta_end=0.02,
+            beta_schedule="linear",
+            variance_type="learned_range",
+            clip_sample=False,
+            timestep_spacing="linspace",
+        )
+    raise ValueError(f"objective '{objective}' is not known: choose from iddpm, rectified-flow")
+
+
+def scheduler_of(folder: Path) -> Any:
+    """The scheduler that a folder describes. Raises FileNotFoundError or ValueError when there is none of ours."""
+    source = folder / "scheduler_config.json"
+    if not source.is_file():
+        raise FileNotFoundError(f"{folder} has no scheduler_config.json: the model's folder is incomplete")
+    try:
+        name = json.loads(source.read_text(encoding="utf-8"))["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{source} does not describe a scheduler") from error
+    kinds = {type(scheduler(objective)).__name__: type(scheduler(objective)) for objective in OBJECTIVES}
+    if name not in kinds:
+        raise ValueError(f"{source} describes a {name}: choose from {', '.join(kinds)}")
+    return _from_pretrained(kinds[name], folder)
+
+
+def _from_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
+    """Load a part of another library from a folder; whatever is wrong with its files becomes one sentence."""
+    from safetensors import SafetensorError
+
+    try:
+        return kind.from_pretrained(str(folder), local_files_only=True, **options)
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{folder} cannot be loaded as {kind.__name__}: {detail}") from error

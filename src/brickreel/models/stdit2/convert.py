@@ -1,0 +1,133 @@
+"""`brickreel convert`: Open-Sora 1.1's checkpoints, as its training wrote or its authors published them, to a folder.
+
+The result is what the transformer of a base model is: config.json and one safetensors file.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from brickreel.models.stdit2.model import STDiT2
+from brickreel.models.stdit2.weights import State, fit, read_checkpoint
+from brickreel.running import guarded, set_up_logging
+
+logger = logging.getLogger("brickreel")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    prefer_ema: bool = True,
+    text_tokens: int | None = None,
+    input_sq_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> STDiT2:
+    """Read a checkpoint, compare every name and shape, and write the folder.
+
+    Args:
+        source: a safetensors file, a file that torch saved, or a folder of an Open-Sora checkpoint.
+        out: the folder to write.
+        prefer_ema: take the moving average where a checkpoint has both.
+        text_tokens: longest prompt; the null text embedding is cut, or its last row repeated. Default: as stored.
+        input_sq_size: pixels at which positions have steps of one, which the weights do not tell; default: config.json
+            beside them, else 512.
+        dtype: precision of what is written.
+
+    Raises:
+        FileNotFoundError: when there are no weights.
+        ValueError: for damaged or unsafe files, and for any missing or unexpected name: nothing is then written.
+    """
+    state = read_checkpoint(source, prefer_ema)
+    settings = settings_of(state, str(source)) | {"input_sq_size": input_sq_size or _stored_sq_size(Path(source))}
+    if text_tokens:
+        settings["model_max_length"] = text_tokens
+    with torch.device("meta"):
+        model = STDiT2(**settings)
+    model.load_state_dict(fit(state, model, str(source)), strict=True, assign=True)
+    model = torch.nn.Module.to(model, dtype=dtype).eval()  # type: ignore[assignment]
+    model.save_pretrained(out, max_shard_size="100GB")
+    return model
+
+
+def settings_of(state: State, source: str) -> dict[str, Any]:
+    """The constructor's sizes, read off the shapes of the weights.
+
+    Raises ValueError that names the first weight without which it is not an STDiT2.
+    """
+    blocks = {
+        int(name.split(".")[1]) for name in state if name.startswith("blocks.") and name.split(".")[1].isdecimal()
+    }
+    patches, last = _shape(state, "x_embedder.proj.weight", source), _shape(state, "final_layer.linear.weight", source)
+    null = _shape(state, "y_embedder.y_embedding", source)
+    qk_norm = "blocks.0.attn.q_norm.weight" in state
+    if not qk_norm and "rope.freqs" not in state:
+        raise ValueError(f"{source} has neither q_norm nor rope.freqs: the number of heads cannot be told")
+    head = state["blocks.0.attn.q_norm.weight"].shape[0] if qk_norm else 2 * state["rope.freqs"].shape[0]
+    if len(patches) != 5 or len(null) != 2 or patches[0] % head:
+        raise ValueError(f"{source} is not an STDiT2: x_embedder {patches}, y_embedding {null}, heads of {head}")
+    hidden, channels, *patch = patches
+    return {
+        "depth": len(blocks),
+        "hidden_size": hidden,
+        "num_heads": hidden // head,
+        "caption_channels": null[1],
+        "model_max_length": null[0],
+        "in_channels": channels,
+        "patch_size": tuple(patch),
+        "qk_norm": qk_norm,
+        "pred_sigma": last[0] == 2 * channels * patch[0] * patch[1] * patch[2],
+    }
+
+
+def _shape(state: State, name: str, source: str) -> list[int]:
+    if name not in state:
+        raise ValueError(f"{source} is not an STDiT2 of Open-Sora 1.1: it has no {name}, but {len(state)} other names")
+    return list(state[name].shape)
+
+
+def _stored_sq_size(source: Path) -> int:
+    config = (source if source.is_dir() else source.parent) / "config.json"
+    if not config.is_file():
+        return 512
+    try:
+        return int(json.loads(config.read_text(encoding="utf-8")).get("input_sq_size", 512))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{config} is not a model's config.json: {error}") from error
+
+
+@click.command(name="convert")
+@click.argument("source", type=click.Path(exists=True))
+@click.argument("out", type=click.Path(file_okay=False))
+@click.option("--ema/--raw", default=True, show_default=True, help="Which weights of a checkpoint that has both.")
+@click.option("--text-tokens", type=click.IntRange(min=1), help="Longest prompt in tokens. Default: as stored.")
+@click.option("--input-sq-size", type=click.IntRange(min=1), help="Default: from config.json beside SOURCE, else 512.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def command(
+    source: str, out: str, ema: bool, text_tokens: int | None, input_sq_size: int | None, dtype: str, debug: bool
+) -> None:
+    """Convert Open-Sora 1.1 weights to a folder for `base.transformer.path`.
+
+    SOURCE is a .safetensors file, a .pt file, or a checkpoint's folder (ema.pt, model/ with its index, or
+    safetensors). Every name and shape must fit: a checkpoint is never loaded in part. No code in it is run.
+
+    \b
+    Example:
+      brickreel convert outputs/000-STDiT2/epoch0-global_step2000 models/mine
+      # config.yaml:  base: {transformer: {path: models/mine}}
+    """
+    set_up_logging()
+
+    def call() -> None:
+        model = convert(source, out, ema, text_tokens, input_sq_size, DTYPES[dtype])
+        count = sum(tensor.numel() for tensor in model.state_dict().values())
+        logger.info("convert: %s: %d tensors, %s numbers, %s", out, len(model.state_dict()), f"{count:,}", dtype)
+
+    guarded("convert", debug, call)

@@ -1,0 +1,164 @@
+"""The elementwise parts of a block, with backward passes that keep little: what is cheap is made again, not stored.
+
+No matrix product is ever computed twice here; that is what gradient checkpointing does, if it is asked for. Compiled
+models take the plain formulas: the compiler chooses by itself what to keep.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from brickreel.models.stdit2.embeddings import rotate
+
+EPS = 1e-6
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LN(x) (1 + scale) + shift: a layer norm without parameters, then per-sample (or per-frame) shift and scale."""
+    if torch.compiler.is_compiling():
+        return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
+    return _ModulatedNorm.apply(x, shift, scale)
+
+
+def head_norm(x: Tensor, weight: Tensor, rope: tuple[Tensor, Tensor] | None, norm_first: bool) -> Tensor:
+    """RMS norm over the last dimension in fp32 (Zhang and Sennrich 2019), its input or output rotated by `rope`.
+
+    Args:
+        x: [B, T, S, heads, d]. weight: [d]. rope: cosines and sines that broadcast over x, or None.
+        norm_first: norm, then rotate; else rotate, then norm.
+    """
+    if torch.compiler.is_compiling():
+        return _head_norm(x, weight, rope, norm_first)[0]
+    cos, sin = rope or (None, None)
+    return _HeadNorm.apply(x, weight, cos, sin, norm_first)
+
+
+def linear_of(make: Callable[..., Tensor], inputs: tuple[Tensor, ...], layer: Callable[[Tensor], Tensor]) -> Tensor:
+    """layer(make(*inputs)), where backward makes the layer's input again instead of keeping it.
+
+    Args:
+        make: cheap, and a function of `inputs` alone.
+        layer: linear layers, or a function of such.
+    """
+    kept = tuple(tensor.detach() for tensor in inputs)
+    value = make(*inputs)
+    with made_again([value], [lambda: make(*kept)]):
+        return layer(value)
+
+
+def made_again(values: Sequence[Tensor], makes: Sequence[Callable[[], Tensor]]) -> AbstractContextManager[Any]:
+    """Within it, what is kept for backward of `values` is left out; each is made by its function when it is needed.
+
+    The functions must not hold the values, and are called without gradients.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return nullcontext()
+    known = {(value.data_ptr(), value.numel(), value.dtype): index for index, value in enumerate(values)}
+    layouts = [(value.shape, value.stride(), value.is_contiguous()) for value in values]
+
+    def pack(tensor: Tensor) -> Tensor | tuple[int, torch.Size]:
+        index = known.get((tensor.data_ptr(), tensor.numel(), tensor.dtype))
+        if index is None:
+            return tensor
+        shape, stride, contiguous = layouts[index]
+        alike = (tensor.shape == shape and tensor.stride() == stride) or (contiguous and tensor.is_contiguous())
+        return (index, tensor.shape) if alike else tensor
+
+    def unpack(packed: Tensor | tuple[int, torch.Size]) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        index, shape = packed
+        with torch.no_grad():
+            value = makes[index]()
+        return value if value.shape == shape else value.view(shape)
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
+def sum_to(value: Tensor, like: Tensor) -> Tensor:
+    """Sum over the dimensions along which `like`, of as many dimensions, was broadcast."""
+    dims = [dim for dim, size in enumerate(like.shape) if size == 1 and value.shape[dim] != 1]
+    return value.sum(dims, keepdim=True) if dims else value
+
+
+class _ModulatedNorm(torch.autograd.Function):
+    """Keeps the input and two numbers per token."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, EPS)
+        ctx.save_for_backward(x, mean, rstd, scale)
+        ctx.shift = torch.empty_like(shift, device="meta")
+        return torch.addcmul(shift, normed, 1 + scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, rstd, scale = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        shift_grad = sum_to(grad, ctx.shift).to(ctx.shift.dtype) if ctx.needs_input_grad[1] else None
+        wide = x.to(grad.dtype)
+        scale_grad = None
+        if ctx.needs_input_grad[2]:
+            normed = (wide - mean).mul_(rstd).mul_(grad)
+            scale_grad = sum_to(normed, scale).to(scale.dtype)
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            x_grad = torch.ops.aten.native_layer_norm_backward(
+                grad * (1 + scale), wide, x.shape[-1:], mean, rstd, None, None, [True, False, False]
+            )[0].to(x.dtype)
+        return x_grad, shift_grad, scale_grad
+
+
+class _HeadNorm(torch.autograd.Function):
+    """Keeps the input and one number per head."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, norm_first: bool
+    ) -> Tensor:
+        rope = None if cos is None or sin is None else (cos, sin)
+        out, inverse = _head_norm(x, weight, rope, norm_first)
+        ctx.save_for_backward(x, weight, cos, sin, inverse)
+        ctx.norm_first = norm_first
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, cos, sin, inverse = ctx.saved_tensors
+        grad, value = grads[0], x
+        if cos is not None and ctx.norm_first:
+            grad = turned(grad, cos, -sin)
+        elif cos is not None:
+            value = turned(x, cos, sin)
+        normed = value.float() * inverse
+        weight_grad = (grad.float() * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        grad = grad.float() * weight.float()
+        inner = (grad * normed).mean(-1, keepdim=True)
+        x_grad = grad.addcmul_(normed, inner, value=-1).mul_(inverse).to(x.dtype)
+        if cos is not None and not ctx.norm_first:
+            x_grad = turned(x_grad, cos, -sin)
+        return x_grad, weight_grad, None, None, None
+
+
+def _head_norm(
+    x: Tensor, weight: Tensor, rope: tuple[Tensor, Tensor] | None, norm_first: bool
+) -> tuple[Tensor, Tensor]:
+    """The value of head_norm, and the inverse of the root mean square."""
+    if rope and not norm_first:
+        x = turned(x, *rope)
+    wide = x.float()
+    inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
+    out = weight * (wide * inverse).to(x.dtype)
+    return (turned(out, *rope) if rope and norm_first else out), inverse
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """embeddings.rotate; in fp32 on a CPU as one complex product, which takes a third of the passes."""
+    if x.dtype != torch.float32 or x.is_cuda or torch.compiler.is_compiling() or x.stride(-1) != 1:
+        return rotate(x, cos, sin)
+    factors = torch.complex(cos[..., ::2].float(), sin[..., ::2].float())
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * factors).flatten(-2)

@@ -1,0 +1,79 @@
+"""Running a command or a stage: its settings, its log, its recorder, and errors as one sentence.
+
+What the command line, the launcher's jobs and the tools share; whichever way a stage is started, it comes through here.
+"""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from brickreel import config
+from brickreel.cluster import exits
+from brickreel.stages import Shard
+
+logger = logging.getLogger("brickreel")
+
+
+def run_stage(name: str, configs: tuple[str, ...] = (), **scope: Any) -> None:
+    """Load the settings and run one stage under the recorder; what every way of starting a stage comes to."""
+    from brickreel.cluster import ranks
+    from brickreel.telemetry import recorder
+
+    settings = config.load(*(configs or ("config.yaml",)))
+    me = ranks.discover()
+    scopes = [scope]
+    if "shard" in scope:
+        scopes = [{"shard": shard} for shard in Shard.dealt(scope["shard"], me.rank, me.world_size)]
+    if "run" in scope:
+        settings.run(scope["run"])  # a misspelt name fails here, before anything is imported
+    part = scope.get("run", "all")
+    if "shard" in scope and not scope["shard"].startswith("all"):
+        part = scopes[0]["shard"].name
+    module = importlib.import_module(f"brickreel.stages.{name}")
+    with recorder.recording(name, part, settings.telemetry, enabled=me.local_rank == 0):
+        for one in scopes:
+            module.run(settings, **one)
+
+
+def set_up_logging(log_file: str | None = None) -> None:
+    """Plain lines to stderr, and to a file when asked; libraries that are loaded later keep quiet."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # complains of kernels that nothing here uses
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if log_file:
+        Path(log_file).parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.handlers[:] = handlers
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def guarded(command: str, debug: bool, action: Callable[[], None]) -> None:
+    """Run an action; an error becomes one sentence and exit status 1, with the traceback only when asked."""
+    try:
+        action()
+    except exits.Interrupted as stopped:
+        logger.info("brickreel %s: %s", command, stopped)
+        sys.exit(exits.INTERRUPTED)
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        logger.error("brickreel %s: %s", command, error)
+        exits.record(command, error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        logger.error("brickreel %s: interrupted; what is finished is kept, and the same command continues", command)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        logger.error(
+            "brickreel %s: unexpected %s: %s (run with --debug for the traceback)", command, type(error).__name__, error
+        )
+        sys.exit(1)

@@ -1,0 +1,125 @@
+"""caption: describe clips and stills, by a person, by measurement, or by an OpenAI-compatible endpoint."""
+
+import asyncio
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from brickreel import tables
+from brickreel.captions import checks, corrections, embedded, review
+from brickreel.captions.items import Caption, Item, by_person, item, row
+from brickreel.captions.judge import failed
+from brickreel.config import Caption as Settings
+from brickreel.config import Config
+from brickreel.progress import Bar
+from brickreel.stages import Shard
+
+logger = logging.getLogger("brickreel")
+
+INDEX = Path("results/cut/index.parquet")
+CAPTIONS = Path("results/caption/captions.parquet")
+
+Name = tuple[str, str]
+
+
+def run(config: Config, shard: Shard) -> None:
+    """Write one row per clip and still of this shard to `results/caption/captions.parquet/{shard}.parquet`.
+
+    Raises ValueError when more than `caption.max_failed_share` of the items fail: nothing is written then, and what
+    was answered stays in the ledger.
+    """
+    settings = config.caption
+    by_hand = corrections.read(settings.corrections)
+    if settings.captioner == "openai":
+        from brickreel.captions import endpoint
+
+        endpoint.check(settings)
+    rows = [r for r in tables.read("cut_index", INDEX).to_pylist() if r["outcome"] == "ok" and shard.owns(r["clip_id"])]
+    names: list[Name] = [(r["clip_id"], r["kind"]) for r in rows]
+    captions: dict[Name, Caption] = {}
+    items: list[Item] = []
+    for name, entry in zip(names, rows, strict=True):
+        if name in by_hand:
+            captions[name] = by_hand[name]
+        elif entry["text"] is not None:
+            captions[name] = _adopted(entry["text"])
+        else:
+            try:
+                items.append(item(entry))
+            except OSError as error:
+                captions[name] = failed(f"its file cannot be read: {error}")
+    captions |= _by_machine(items, settings, shard)
+    _write(names, captions, settings, shard)
+    _review(settings, shard)
+
+
+def _adopted(text: str) -> Caption:
+    """A caption that came with the dataset; texts that only say that there is none are dropped."""
+    problem = checks.sentinel(text)
+    return Caption("dropped", problem, source="person") if problem else by_person(text)
+
+
+def _by_machine(items: Sequence[Item], settings: Settings, shard: Shard) -> dict[Name, Caption]:
+    if settings.captioner == "embedded":
+        with Bar(f"caption {shard.name}", len(items), "clips") as bar:
+            found = {}
+            for each in items:
+                found[each.name] = _measured(each)
+                bar.advance()
+        return found
+    from brickreel.captions import endpoint
+
+    return asyncio.run(endpoint.caption(items, settings, shard, allowed_failures(len(items), settings)))
+
+
+def _measured(each: Item) -> Caption:
+    try:
+        if each.kind == "still":
+            answer = embedded.describe_still(each.path)
+        else:
+            answer = embedded.describe_clip(each.path, each.frames, each.holds, each.in_poses, each.fps, each.pose_rate)
+    except (ValueError, OSError) as error:
+        return failed(str(error), [])
+    return Caption("ok", answer=answer, model=embedded.MODEL, prompt_version=None)
+
+
+def allowed_failures(count: int, settings: Settings) -> int:
+    """How many of so many items may fail; rounded up, so that one bad file does not stop a small shard."""
+    return math.ceil(settings.max_failed_share * count)
+
+
+def _write(names: Sequence[Name], captions: dict[Name, Caption], settings: Settings, shard: Shard) -> None:
+    counts = Counter(captions[name].outcome for name in names)
+    reasons = Counter(captions[name].reason for name in names if captions[name].reason)
+    logger.info(
+        "caption %s: %d ok, %d dropped, %d failed%s", shard.name, counts["ok"], counts["dropped"], counts["failed"],
+        "".join(f"; {count} x {reason}" for reason, count in reasons.most_common(5)),
+    )  # fmt: skip
+    if counts["failed"] > allowed_failures(len(names), settings):
+        raise ValueError(
+            f"{counts['failed']} of {len(names)} captions failed, more than caption.max_failed_share "
+            f"({settings.max_failed_share:.0%}) allows; most often: {reasons.most_common(1)[0][0]}"
+        )
+    for part in tables.files_of(CAPTIONS):
+        # Left by an earlier run with more shards: its clips belong to the remaining shards now.
+        if part.stem.isdecimal() and int(part.stem) >= shard.count:
+            part.unlink(missing_ok=True)
+    path = CAPTIONS / f"{shard.name}.parquet"
+    tables.write("captions", path, [row(*name, captions[name]) for name in names])
+
+
+def _review(settings: Settings, shard: Shard) -> None:
+    """The last shard to end writes the page on which a person judges all captions."""
+    if len(tables.files_of(CAPTIONS)) < shard.count:
+        return
+    budget = None
+    if settings.captioner == "openai":
+        from brickreel.captions import endpoint
+
+        budget = endpoint.spent(settings)
+    rows = tables.read("captions", CAPTIONS).to_pylist()
+    index = tables.read("cut_index", INDEX, columns=["clip_id", "kind", "path"]).to_pylist()
+    review.write(CAPTIONS.parent, rows, index, budget)
+    logger.info("caption: look at %s", CAPTIONS.parent / review.PAGE)

@@ -1,0 +1,212 @@
+"""Write clips and stills: one pass per film, frame counts verified, finished clips kept over restarts."""
+
+import logging
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from brickreel import files, tables
+from brickreel.config import Config, Cut
+from brickreel.films import adopt, cutting, dataset, isolated
+from brickreel.progress import Bar
+from brickreel.stages import Shard
+from brickreel.stages.curate import OUTPUT as CLIP_TABLE
+from brickreel.stages.ingest import OUTPUT as SOURCES
+
+logger = logging.getLogger("brickreel")
+
+OUTPUT = Path("results/cut/index.parquet")
+CLIPS = Path("results/cut/clips")
+STILLS = Path("results/cut/stills")
+# What was written with which settings: clips of an interrupted shard are not written again.
+FINISHED = Path("results/cut/finished")
+
+_KEPT = ("clip_id", "film_id", "holds", "fps", "pose_rate", "cadence", "split")
+_FACTS = ("title", "channel", "url", "licence", "rights_holder")
+
+
+def run(config: Config, shard: Shard = Shard()) -> None:  # noqa: B008  (frozen)
+    """Write results/cut/index.parquet/{shard}.parquet, the clips and the stills.
+
+    Raises ValueError when too large a share of the shard's clips could not be written, OSError when the disk is full.
+    """
+    output = OUTPUT / f"{shard.name}.parquet"
+    if config.cut.adopt:
+        rows = _adopt(config.cut, config.cut.adopt, shard)
+        tables.write("cut_index", output, rows)
+    else:
+        rows = _cut(config.cut, shard)
+        tables.write("cut_index", output, rows)
+        dataset.describe(CLIPS, OUTPUT)
+    clips = [row for row in rows if row["kind"] == "clip"]
+    failed = [row for row in clips if row["outcome"] == "failed"]
+    logger.info("cut %s: %d clips, %d failed", shard.name, len(clips) - len(failed), len(failed))
+    if len(failed) > config.cut.max_failed_share * len(clips):
+        raise ValueError(
+            f"{len(failed)} of {len(clips)} clips could not be written, more than `cut.max_failed_share` allows; "
+            f"the first, {failed[0]['clip_id']}: {failed[0]['reason']}"
+        )
+
+
+def _adopt(settings: Cut, table: Path, shard: Shard) -> list[dict[str, Any]]:
+    lines = [line for line in adopt.read(table) if shard.owns(line["path"])]
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    with Bar(f"cut {shard.name}", len(lines), "clips") as bar:
+        for line in lines:
+            rows += adopt.rows(line, settings, STILLS, seen)
+            bar.advance()
+    return rows
+
+
+def _cut(settings: Cut, shard: Shard) -> list[dict[str, Any]]:
+    chosen = tables.read("clips", CLIP_TABLE, where=pc.field("outcome") == "ok").to_pylist()
+    films: dict[str, list[dict[str, Any]]] = {}
+    for clip in chosen:
+        if shard.owns(clip["film_id"]):
+            films.setdefault(clip["film_id"], []).append(clip)
+    _tidy(shard, {clip["clip_id"] for clip in chosen})
+    facts = {row["film_id"]: row for row in tables.read("sources", SOURCES).to_pylist() if row["outcome"] == "ok"}
+    journal = Journal(FINISHED / f"{shard.name}.jsonl")
+    rows: list[dict[str, Any]] = []
+    with Bar(f"cut {shard.name}", sum(map(len, films.values())), "clips") as bar:
+        for film_id, clips in films.items():
+            clips.sort(key=lambda clip: clip["start_frame"])
+            written = _film(facts.get(film_id), clips, settings, journal, bar)
+            for clip, one in zip(clips, written, strict=True):
+                rows += _rows(clip, one, settings)
+    journal.keep({row["clip_id"] for row in rows})
+    return rows
+
+
+def _film(
+    film: Mapping[str, Any] | None, clips: Sequence[Mapping[str, Any]], settings: Cut, journal: "Journal", bar: Bar
+) -> list[cutting.Written]:
+    """One result per clip: those of the attempt before, and those written now."""
+    if film is None:
+        bar.advance(len(clips))
+        reason = "its film is no longer among the sources: run curate again"
+        return [cutting.Written(clip["clip_id"], reason) for clip in clips]
+    shown = cutting.Film(film["path"], film["sample_aspect"], film["rotation"], film["interlaced"])
+    recipe = cutting.Recipe(settings.short_side, settings.crf, settings.preset, settings.threads)
+    pieces = [piece(clip, settings.time) for clip in clips]
+    keys = {one.clip_id: key(one, shown, recipe) for one in pieces}
+    done = {one.clip_id: one for one in (journal.find(*pair) for pair in keys.items()) if one}
+    bar.advance(len(done), note=film["title"] or film["film_id"])
+    missing = [one for one in pieces if one.clip_id not in done]
+
+    def watch(written: Iterable[cutting.Written]) -> None:
+        for one in written:
+            done[one.clip_id] = one
+            bar.advance(1, note=film["title"] or film["film_id"])
+            if not one.reason:
+                journal.add(keys[one.clip_id], one)
+
+    reason = ""
+    if missing:
+        limits = isolated.Limits(**settings.limits.model_dump())
+        shown = shown._replace(path=str(Path(shown.path).resolve()))
+        try:
+            isolated.call(
+                cutting.cut, (shown, missing, recipe, str(CLIPS.resolve()), str(STILLS.resolve())), limits, watch
+            )
+        except ValueError as error:
+            reason = str(error)
+            logger.info("cut: %s: failed: %s", film["path"], reason)
+    return [done.get(one.clip_id) or cutting.Written(one.clip_id, reason) for one in pieces]
+
+
+def piece(clip: Mapping[str, Any], time: str) -> cutting.Piece:
+    """Which frames a clip of the table `clips` shows, in poses or with its holds."""
+    start, end = clip["start_frame"], clip["end_frame"]
+    poses, holds = np.array(clip["pose_frames"]), np.array(clip["holds"])
+    rate = clip["fps"]
+    if time == "poses":
+        frames, repeats, rate = poses, np.ones(len(poses), np.int64), clip["pose_rate"]
+    elif holds.sum() == end - start:
+        frames, repeats = np.arange(start, end), np.ones(end - start, np.int64)
+    else:
+        # The frame rate varies: each pose is written for as long as it is seen.
+        frames, repeats = poses, holds
+    return cutting.Piece(clip["clip_id"], frames, repeats, clip["still_frame"], rate, tuple(clip["crop"]))
+
+
+def key(piece: cutting.Piece, film: cutting.Film, recipe: cutting.Recipe) -> str:
+    """Names everything that decides a clip's bytes, apart from the film's content, which the clip's id names."""
+    # The film may lie elsewhere by now, and threads do not change what is seen.
+    facts = repr((piece[3:], film[1:], recipe[:3])).encode()
+    return sha256(b"|".join([piece.frames.tobytes(), piece.repeats.tobytes(), facts])).hexdigest()[:16]
+
+
+class Journal:
+    """Clips that are finished, with the key of their making: JSON lines, one file per shard, read over all shards."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = [line for part in sorted(path.parent.glob("*.jsonl")) for line in files.read_json_lines(part)]
+        self.lines = {line["clip_id"]: line for line in lines if "clip_id" in line}
+
+    def find(self, clip_id: str, key: str) -> cutting.Written | None:
+        """What was written under this key, if both files are still there in their size."""
+        line = self.lines.get(clip_id)
+        if not line or line["key"] != key or line["bytes"] != _bytes(clip_id):
+            return None
+        return cutting.Written(**{name: line[name] for name in cutting.Written._fields})
+
+    def add(self, key: str, written: cutting.Written) -> None:
+        """Put down a finished clip."""
+        line = {"key": key, "bytes": _bytes(written.clip_id), **written._asdict()}
+        self.lines[written.clip_id] = line
+        files.append_json_line(self.path, line)
+
+    def keep(self, clip_ids: set[str]) -> None:
+        """Leave only these in the shard's file."""
+        lines = [line for clip_id, line in self.lines.items() if clip_id in clip_ids]
+        files.write_text(self.path, "".join(files.json_line(line) for line in lines))
+
+
+def _bytes(clip_id: str) -> list[int]:
+    paths = (CLIPS / f"{clip_id}.mp4", STILLS / f"{clip_id}.jpg")
+    return [path.stat().st_size if path.is_file() else -1 for path in paths]
+
+
+def _rows(clip: Mapping[str, Any], written: cutting.Written, settings: Cut) -> list[dict[str, Any]]:
+    """The clip's row of the manifest, and its still's."""
+    row: dict[str, Any] = dict.fromkeys(tables.SCHEMAS["cut_index"].names)
+    row |= {name: clip[name] for name in (*_KEPT, *_FACTS)}
+    outcome = "failed" if written.reason else "ok"
+    row |= {"width": written.width, "height": written.height, "outcome": outcome, "reason": written.reason}
+    moving = {
+        "kind": "clip",
+        "path": str(CLIPS / f"{written.clip_id}.mp4"),
+        "frames": written.frames,
+        "in_poses": settings.time == "poses",
+        "sha256": written.sha256 or None,
+    }
+    still = {
+        "kind": "still",
+        "path": str(STILLS / f"{written.clip_id}.jpg"),
+        "frames": 1,
+        "holds": None,
+        "in_poses": False,
+        "sha256": written.still_sha256 or None,
+    }
+    return [row | moving, row | still]
+
+
+def _tidy(shard: Shard, clip_ids: set[str]) -> None:
+    """Remove clips that are no longer chosen, and what an interruption left: the folder is the dataset."""
+    for folder in (CLIPS, STILLS):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            clip_id = path.name.lstrip(".") if path.is_dir() else path.stem
+            if not shard.owns(clip_id[:16]) or (clip_id in clip_ids and not path.is_dir()):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name.startswith(".") or path.suffix in (".mp4", ".jpg"):
+                path.unlink(missing_ok=True)

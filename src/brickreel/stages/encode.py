@@ -1,0 +1,194 @@
+"""Encode latents and text embeddings once, in the shapes that the runs want, so that training never waits for them."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from brickreel import tables
+from brickreel.config import Config, RunData
+from brickreel.progress import Bar
+from brickreel.stages import Shard
+from brickreel.training import showing
+from brickreel.training.assignment import Material, Shape, assign
+from brickreel.training.buckets import data_key
+
+logger = logging.getLogger("brickreel")
+
+CLIPS = Path("results/cut/index.parquet")
+CAPTIONS = Path("results/caption/captions.parquet")
+FOLDER = Path("results/encode")
+CLIPS_PER_TEXT_BATCH = 16
+
+
+@dataclass
+class Job:
+    """One clip or still with everything that is to be made of it."""
+
+    clip: dict[str, Any]
+    text: str | None
+    wanted: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """sample_id -> index row, `file` and what comes of the tensors still missing."""
+    views: dict[str, tuple[NDArray[np.int64], Shape, float]] = field(default_factory=dict)
+    """sample_id -> frames of the file, shape, place of the crop."""
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run(config: Config, shard: Shard = Shard()) -> None:  # noqa: B008  (frozen)
+    """Write `results/encode/index.parquet/{shard}.parquet` and the safetensors files that it names."""
+    prefix = FOLDER / shard.name
+    jobs = plan_jobs(config, shard)
+    rows = [row for job in jobs for row in job.dropped]
+    rows += encode_jobs(config, jobs, prefix)
+    outcomes = Counter(row["outcome"] for row in rows)
+    clips = {(row["clip_id"], row["kind"]) for row in rows}
+    failed = {(row["clip_id"], row["kind"]): row["reason"] for row in rows if row["outcome"] == "failed"}
+    if len(failed) > config.encode.max_failed_share * len(clips):
+        raise ValueError(
+            f"{len(failed)} of {len(clips)} clips could not be encoded, more than encode.max_failed_share allows;"
+            f" the first: {next(iter(failed.values()))}"
+        )
+    tables.write("encode_index", FOLDER / "index.parquet" / f"{shard.name}.parquet", rows)
+    remove_unused_files(prefix, rows)
+    logger.info(
+        "encode: %d samples of %d clips and stills, %d dropped, %d failed",
+        *(outcomes["ok"], len(clips), outcomes["dropped"], outcomes["failed"]),
+    )
+
+
+def plan_jobs(config: Config, shard: Shard) -> list[Job]:
+    """What the shard's clips are to become, from the manifest, the captions and the runs' data settings."""
+    clips = tables.read("cut_index", CLIPS).sort_by([("clip_id", "ascending"), ("kind", "ascending")]).to_pylist()
+    texts = read_texts(clips)
+    settings = {data_key(run.data): run.data for run in config.runs.values()}
+    if not settings:
+        raise ValueError("`runs:` is empty: encode derives its shapes from the runs")
+    jobs = []
+    for row, clip in enumerate(clips):
+        if clip["outcome"] == "ok" and shard.owns(clip["clip_id"]):
+            jobs.append(plan_job(config, settings, clip, texts.get((clip["clip_id"], clip["kind"])), row))
+    return jobs
+
+
+def read_texts(clips: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
+    """(clip_id, kind) -> caption: the caption stage's, else the one that came with an adopted dataset."""
+    texts = {(clip["clip_id"], clip["kind"]): clip["text"] for clip in clips if clip["text"]}
+    if CAPTIONS.exists() or not texts:
+        captions = tables.read("captions", CAPTIONS, where=pc.field("outcome") == "ok")
+        texts |= {(row["clip_id"], row["kind"]): row["text"] for row in captions.to_pylist() if row["text"]}
+    return texts
+
+
+def plan_job(config: Config, settings: Mapping[str, RunData], clip: dict[str, Any], text: str | None, row: int) -> Job:
+    """Assign one clip under every run's settings; the same sample for two runs is made once."""
+    job = Job(clip, text)
+    for key, data in settings.items():
+        if not text:
+            job.dropped.append(_row(clip, [key], outcome="dropped", reason="no_caption"))
+            continue
+        verdict = assign(Material.of(clip, data, row), data)
+        if verdict.shape is None:
+            job.dropped.append(_row(clip, [key], outcome="dropped", reason=verdict.reason))
+            continue
+        for sample_id, view, columns in _samples(config, clip, data, verdict.shape):
+            job.views[sample_id] = view
+            known = job.wanted.setdefault(sample_id, _row(clip, [], **columns))
+            known["data_keys"].append(key)
+    return job
+
+
+def _samples(
+    config: Config, clip: Mapping[str, Any], data: RunData, shape: Shape
+) -> Iterator[tuple[str, tuple[NDArray[np.int64], Shape, float], dict[str, Any]]]:
+    still = clip["kind"] == "still"
+    units = Material.of(clip, data).units
+    bucket = f"{shape.resolution}-{shape.frames}f-{shape.ratio}-{showing.sampling_name(data, still)}"
+    rate = showing.told_rate(data, clip["fps"], clip["pose_rate"], still)
+    target = (shape.height, shape.width)
+    for start in [0] if still else showing.starts(units, shape.frames, data, config.encode.offsets):
+        shown = showing.window(units, shape.frames, data, start)
+        frames = shown if still else showing.file_frames(shown, data.time, clip["holds"], clip["in_poses"])
+        for place in showing.crop_places((clip["height"], clip["width"]), target, config.encode.crops):
+            sample_id = f"{clip['clip_id']}.{bucket}.{start}.{place:.3g}"
+            columns = {"sample_id": sample_id, "bucket": bucket, "frames": shape.frames, "pose_rate": rate}
+            columns |= {"height": shape.height, "width": shape.width, "offset": start, "crop": place}
+            yield sample_id, (frames, shape, place), columns
+
+
+def _row(
+    clip: Mapping[str, Any], keys: list[str], outcome: str = "ok", reason: str = "", **columns: Any
+) -> dict[str, Any]:
+    empty = dict.fromkeys(tables.SCHEMAS["encode_index"].names)
+    known = {name: clip[name] for name in ("clip_id", "film_id", "kind", "split")}
+    return empty | known | {"data_keys": keys, "outcome": outcome, "reason": reason} | columns
+
+
+def encode_jobs(config: Config, jobs: list[Job], prefix: Path) -> list[dict[str, Any]]:
+    """Encode what no earlier attempt has finished; index rows of all samples. Loads models only when needed."""
+    from brickreel.training import latents
+
+    digest = _digest(config)
+    finished = latents.finished(prefix, digest)
+    rows, open_jobs = [], []
+    for job in jobs:
+        about = {"sha256": job.clip["sha256"], "text": job.text}
+        if job.wanted and all(name in finished and finished[name]["about"] == about for name in job.wanted):
+            rows += [finished[name]["row"] | {"data_keys": job.wanted[name]["data_keys"]} for name in job.wanted]
+        elif job.wanted:
+            open_jobs.append(job)
+    if not open_jobs:
+        return rows
+
+    from brickreel.training.encoding import Encoder
+
+    encoder = Encoder.load(config.base, config.encode)
+    writer = latents.Writer(prefix, digest, config.encode.file_mib)
+    try:
+        with Bar("encode", len(open_jobs), "clips") as bar:
+            for first in range(0, len(open_jobs), CLIPS_PER_TEXT_BATCH):
+                group = open_jobs[first : first + CLIPS_PER_TEXT_BATCH]
+                texts = encoder.texts([job.text or "" for job in group])
+                for job, text in zip(group, texts, strict=True):
+                    about = {"sha256": job.clip["sha256"], "text": job.text}
+                    rows += _encode(encoder, writer, job, text, about)
+                    writer.flush(at_least_full=True)
+                    bar.advance()
+    finally:
+        writer.flush()
+    return rows
+
+
+def _encode(encoder: Any, writer: Any, job: Job, text: Any, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One clip's samples. A clip that cannot be read is a failed row per sample, with its reason."""
+    try:
+        samples = encoder.clip(job.clip, job.views, text)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        return [row | {"outcome": "failed", "reason": reason} for row in job.wanted.values()]
+    made = {"text_tokens": len(text), "scaling_factor": float(encoder.autoencoder.scaling_factor)}
+    return [writer.add(row | made, samples[sample_id], about) for sample_id, row in job.wanted.items()]
+
+
+def remove_unused_files(prefix: Path, rows: list[dict[str, Any]]) -> None:
+    """Delete files of earlier settings once the new index is in place."""
+    from brickreel.training import latents
+
+    latents.remove_unused(prefix, rows)
+
+
+def _digest(config: Config) -> str:
+    """Settings that decide tensors: files made with others are not reused."""
+    value = {
+        "autoencoder": config.base.autoencoder.model_dump(mode="json"),
+        "text_encoder": config.base.text_encoder.model_dump(mode="json"),
+        "encode": config.encode.model_dump(mode="json", include={"dtype", "text_tokens"}),
+    }
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

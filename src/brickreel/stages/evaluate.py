@@ -1,0 +1,240 @@
+"""evaluate: score every sampled checkpoint against held-out clips, in pose time.
+
+Writes `results/evaluate/{run}/scores.json` - metrics with intervals, the same of held-out clips among themselves, and
+the rank correlation of the held-out loss with them -, beside it `videos.json` with every video's own values, and
+`nearest.jpg`, which shows the nearest training clip of every sample. What is missing is a reason in place of a value.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from brickreel import files, tables
+from brickreel.config import Config, RunData
+from brickreel.evaluation import poses, scoring, sheets
+from brickreel.evaluation.correlation import gauge_correlation
+from brickreel.evaluation.scoring import Library, Measured, Scorer
+from brickreel.films import video
+from brickreel.progress import Bar
+
+logger = logging.getLogger("brickreel")
+
+CLIPS = Path("results/cut/index.parquet")
+CAPTIONS = Path("results/caption/captions.parquet")
+MOST_NEAREST = 24
+
+Set = tuple[int, str, bool, int]
+"""Step, weights, with its prompt or without, multiple of the trained length."""
+
+
+def run(config: Config, run: str) -> None:
+    """Score one run.
+
+    Raises FileNotFoundError before `sample` has run, ValueError when not one of its videos can be read.
+    """
+    samples = _samples(run)
+    data = config.run(run).data
+    clips = _clips()
+    gaps: list[str] = []
+    library = _library([clip for clip in clips if clip["split"] == "train"], config, data, gaps)
+    scorer = Scorer(config.evaluate, library)
+    heldout = _heldout([clip for clip in clips if clip["split"] == "heldout"], scorer, config, data, gaps)
+    measured = _measure(samples, scorer, data, f"evaluate {run}", gaps)
+    scores = _scores(measured, heldout, scorer, _gauge(run), config)
+    folder = Path("results/evaluate") / run
+    files.write_json(folder / "videos.json", [_video(one, library) for one in measured])
+    _nearest_sheet(measured, library, config, data, folder / "nearest.jpg", run)
+    files.write_json(folder / "scores.json", {"run": run, **scores, "gaps": gaps})
+    for gap in gaps:
+        logger.warning("evaluate %s: %s", run, gap)
+    _say(run, scores, len(measured), len(heldout))
+
+
+def _samples(run: str) -> list[dict[str, Any]]:
+    """Rows of all sampled videos, in the order of their steps."""
+    folder = Path("results/sample") / run
+    found = [
+        row
+        for path in sorted(folder.glob("step-*/samples.parquet"))
+        for row in tables.read("samples", path).to_pylist()
+    ]
+    if not found:
+        raise FileNotFoundError(f"{folder} has no samples: run `brickreel sample --run {run}` first")
+    return found
+
+
+def _clips() -> list[dict[str, Any]]:
+    """Clips of the dataset with their captions; none where there is no dataset any more."""
+    if not CLIPS.exists():
+        return []
+    texts = {}
+    if CAPTIONS.exists():
+        captions = tables.read("captions", CAPTIONS, ["clip_id", "kind", "text", "outcome"]).to_pylist()
+        texts = {row["clip_id"]: row["text"] for row in captions if row["kind"] == "clip" and row["outcome"] == "ok"}
+    rows = sorted(tables.read("cut_index", CLIPS).to_pylist(), key=lambda row: row["clip_id"])
+    return [
+        row | {"text": row["text"] or texts.get(row["clip_id"])}
+        for row in rows
+        if row["outcome"] == "ok" and row["kind"] == "clip"
+    ]
+
+
+def _stride(data: RunData) -> int:
+    """Poses from one shown pose to the next. A run on frames is judged by all poses, since it should show them all."""
+    return data.stride if data.time == "poses" else 1
+
+
+def _library(clips: Sequence[Mapping[str, Any]], config: Config, data: RunData, gaps: list[str]) -> Library:
+    most = config.evaluate.max_training_clips
+    library, troubles = Library(), list[str]()
+    # Clips are sorted by an id that is a hash: the first ones are a fair choice.
+    for row, thumbnails in poses.thumbnails_of(clips[:most], _stride(data), config.sample.resolution, troubles):
+        library.rows.append(row)
+        library.thumbnails.append(thumbnails)
+    _note(gaps, "training clips cannot be read", troubles)
+    if len(clips) > most:
+        gaps.append(f"copies are looked for in {most} of {len(clips)} training clips (evaluate.max_training_clips)")
+    return library
+
+
+def _heldout(
+    clips: Sequence[Mapping[str, Any]], scorer: Scorer, config: Config, data: RunData, gaps: list[str]
+) -> list[Measured]:
+    if not clips:
+        gaps.append("there is no held-out clip: distances to them and the ceiling are not measured")
+    settings = config.sample
+    shown, troubles = poses.windows(
+        clips, settings.frames, settings.resolution, _stride(data), config.evaluate.max_clips
+    )
+    _note(gaps, "held-out clips cannot be read", troubles)
+    return scorer.measure(shown) if shown else []
+
+
+def _measure(
+    samples: Sequence[dict[str, Any]], scorer: Scorer, data: RunData, label: str, gaps: list[str]
+) -> list[Measured]:
+    """Read and measure the videos, some at a time."""
+    made = [row for row in samples if row["outcome"] == "ok"]
+    failed = Counter(row["reason"] for row in samples if row["outcome"] != "ok")
+    gaps += [f"{count} videos were not made: {reason}" for reason, count in failed.items()]
+    troubles: list[str] = []
+    found: list[Measured] = []
+    with Bar(label, len(made), "videos") as bar:
+        for part in _parts(made, scoring.VIDEOS_AT_ONCE):
+            shown = []
+            for row in part:
+                try:
+                    shown.append(poses.of_sample(row, data))
+                except (ValueError, OSError) as error:
+                    troubles.append(str(error))
+            found += scorer.measure(shown) if shown else []
+            bar.advance(len(part))
+    _note(gaps, "sampled videos cannot be read", troubles)
+    if not found:
+        raise ValueError(f"no sampled video can be evaluated; the first reason: {(troubles or list(failed))[0]}")
+    return found
+
+
+def _parts(rows: Sequence[dict[str, Any]], size: int) -> Iterator[Sequence[dict[str, Any]]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _note(gaps: list[str], what: str, troubles: Sequence[str]) -> None:
+    if troubles:
+        gaps.append(f"{len(troubles)} {what}; the first: {troubles[0]}")
+
+
+def _gauge(run: str) -> list[dict[str, Any]]:
+    return tables.read_log("gauge", Path("results/train") / run / "gauge.jsonl").to_pylist()
+
+
+def _scores(
+    measured: Sequence[Measured],
+    heldout: Sequence[Measured],
+    scorer: Scorer,
+    gauge: Sequence[Mapping[str, Any]],
+    config: Config,
+) -> dict[str, Any]:
+    """Metrics of every set of videos, the ceiling, and the correlation over steps."""
+    sets: dict[Set, list[Measured]] = {}
+    for one in measured:
+        row = one.row
+        sets.setdefault((row["step"], row["weights"], bool(row["conditional"]), row["length"]), []).append(one)
+    network = config.evaluate.features
+    no_features = scorer.troubles.get(network)
+    halves = scoring.halves(heldout)
+    metrics = []
+    for (step, weights, conditional, length), videos in sorted(sets.items(), key=_order):
+        about = {"step": step, "weights": weights, "conditional": conditional, "length": length}
+        metrics += scoring.rows_of(about, videos, ["prompt", "seed"], halves, no_features)
+    usual = [len(videos) for (_, _, conditional, length), videos in sets.items() if conditional and length == 1]
+    ceiling = scoring.ceiling(heldout, max(usual, default=0), no_features)
+    correlation = gauge_correlation(metrics, ceiling, gauge, config.sample.weights[0])
+    return {"features": network, "metrics": metrics, "ceiling": ceiling, "gauge_correlation": correlation}
+
+
+def _order(item: tuple[Set, list[Measured]]) -> tuple[bool, int, int, str]:
+    step, weights, conditional, length = item[0]
+    return not conditional, length, step, weights
+
+
+def _video(one: Measured, library: Library) -> dict[str, Any]:
+    """One video's own values, and the training clip that is nearest to it."""
+    names = ("path", "prompt", "seed", "step", "weights", "conditional", "length")
+    near = one.nearest
+    return {
+        **{name: one.row[name] for name in names},
+        "poses": one.poses,
+        **{name: value for name, value in one.values.items() if not isinstance(value, str)},
+        "nearest": near and {"clip_id": library.rows[near.clip]["clip_id"], "first_pose": near.offset},
+    }
+
+
+def _nearest_sheet(
+    measured: Sequence[Measured], library: Library, config: Config, data: RunData, path: Path, run: str
+) -> None:
+    """Each video of the last weights beside the training clip that is nearest to it, nearest pair first."""
+    last = max(one.row["step"] for one in measured)
+    chosen = [
+        one
+        for one in measured
+        if one.row["step"] == last
+        and one.row["conditional"]
+        and one.row["length"] == 1
+        and one.row["weights"] in ("base", config.sample.weights[0])
+        and one.nearest
+    ]
+    chosen = sorted(chosen, key=lambda one: one.nearest.distance if one.nearest else 0)[:MOST_NEAREST]
+    if not chosen:
+        path.unlink(missing_ok=True)
+        return
+    rows, labels = [], []
+    for one in chosen:
+        assert one.nearest
+        near, first = library.rows[one.nearest.clip], one.nearest.offset
+        last_pose = min(first + one.poses, len(library.thumbnails[one.nearest.clip])) - 1
+        theirs = poses.pictures_of(near, [first, last_pose], _stride(data), config.sample.resolution)
+        rows.append([*sheets.spread(video.read(one.row["path"]), 2), *theirs])
+        copied = ": a copy by AuthPct's criterion" if one.values.get(scoring.measures.COPIES.name) == 1.0 else ""
+        labels.append(f"{one.row['prompt']} (seed {one.row['seed']}): {one.nearest.distance:.2f}{copied}")
+    columns = ["sample, first", "sample, last", "nearest clip, first", "nearest clip, last"]
+    subtitle = "distance of normalised thumbnails: 0 is a copy, 1.4 unrelated; nearest pair first"
+    sheets.grid(path, rows, labels, columns, f"{run}: nearest training clips", subtitle)
+
+
+def _say(run: str, scores: Mapping[str, Any], videos: int, windows: int) -> None:
+    logger.info("evaluate %s: %d videos, %d held-out windows", run, videos, windows)
+    best = {row["name"]: row for row in scores["ceiling"]}
+    shown = [row for row in scores["metrics"] if row["conditional"] and row["length"] == 1]
+    for name in ("frechet_distance", "smoothness", "noise", "copies"):
+        values = [
+            f"{'base' if row['step'] == 0 else row['step']} {row['value']:.3g}"
+            for row in shown
+            if row["name"] == name and row["value"] is not None
+        ]
+        held = best[name]["value"]
+        end = "not measured" if held is None else f"{held:.3g}"
+        logger.info("evaluate %s: %s: %s; held-out %s", run, name, ", ".join(values) or "not measured", end)

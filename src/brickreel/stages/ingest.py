@@ -1,0 +1,112 @@
+"""List the films: find or download them, hash and probe them, and say of each whether it can be used, and why."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from brickreel import files, tables
+from brickreel.config import Config, Ingest
+from brickreel.films import download, isolated, probe, sources
+from brickreel.progress import Bar
+
+logger = logging.getLogger("brickreel")
+
+OUTPUT = Path("results/ingest/sources.parquet")
+DOWNLOADS = Path("results/ingest/films")
+UNLICENSED = "unlicensed"
+
+
+def run(config: Config) -> None:
+    """Write results/ingest/sources.parquet. Raises ValueError when no film can be used."""
+    settings = config.ingest
+    listed = sources.read(settings.sources)
+    rows: list[dict[str, Any]] = []
+    seen: dict[str, str] = {}
+    with Bar("ingest", len(listed), "sources") as bar:
+        for source in listed:
+            for row in _films(source, settings):
+                rows.append(_without_repetition(row, seen))
+                if row["outcome"] != "ok":
+                    logger.info("ingest: %s: %s: %s", row["path"] or row["url"], row["outcome"], row["reason"])
+            bar.advance()
+    tables.write("sources", OUTPUT, rows)
+    usable = sum(row["outcome"] == "ok" for row in rows)
+    logger.info("ingest: %d of %d films can be used", usable, len(rows))
+    if not usable:
+        first = f"; the first: {rows[0]['reason']}" if rows else ""
+        raise ValueError(f"{settings.sources} lists no film that can be used{first} (reasons in {OUTPUT})")
+
+
+def _films(source: sources.Source, settings: Ingest) -> Iterator[dict[str, Any]]:
+    """One finished row per film that a line of the list means."""
+    if source.url:
+        yield from _downloads(source, settings)
+        return
+    try:
+        found = list(sources.files_of(source, settings.sources.parent))
+    except (ValueError, OSError) as error:
+        yield _row(source, source.path, "failed", str(error))
+        return
+    for path in found:
+        yield _film(source, path, settings)
+
+
+def _downloads(source: sources.Source, settings: Ingest) -> Iterator[dict[str, Any]]:
+    try:
+        items = download.expand(source.url)
+    except ValueError as error:
+        yield _row(source, "", "failed", str(error))
+        return
+    for item in items:
+        # What the user's table says goes before what the site says.
+        said = {"title": item.title, "channel": item.channel, "licence": item.licence}
+        facts = {name: value or said.get(name) or "" for name, value in source.facts.items()}
+        one = source._replace(url=item.url, facts=facts)
+        if not settings.allow_unlicensed and not facts["licence"]:
+            yield _row(one, "", "dropped", _no_licence())
+            continue
+        try:
+            path = download.fetch(item, DOWNLOADS, settings.max_height)
+        except (ValueError, OSError) as error:
+            yield _row(one, "", "failed", str(error))
+        else:
+            yield _film(one, path, settings)
+
+
+def _film(source: sources.Source, path: Path, settings: Ingest) -> dict[str, Any]:
+    if not path.is_file():
+        return _row(source, str(path), "failed", "there is no such file")
+    if not source.facts["licence"] and not settings.allow_unlicensed:
+        return _row(source, str(path), "dropped", _no_licence())
+    limits = isolated.Limits(**settings.limits.model_dump())
+    try:
+        film_id = files.sha256(path)[:16]
+        found = isolated.call(probe.probe, (str(path.resolve()),), limits)
+    except (ValueError, OSError) as error:
+        return _row(source, str(path), "failed", str(error))
+    facts = found._asdict()
+    note = facts.pop("note")
+    return _row(source, str(path), "ok", note) | facts | {"film_id": film_id}
+
+
+def _no_licence() -> str:
+    return "has no licence: fill the column `licence`, or set ingest.allow_unlicensed"
+
+
+def _row(source: sources.Source, path: str, outcome: str, reason: str) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(tables.SCHEMAS["sources"].names)
+    facts = {name: value or None for name, value in source.facts.items()}
+    facts["licence"] = facts["licence"] or UNLICENSED
+    # A path with bytes that are no UTF-8 must still make a table.
+    shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return row | facts | {"path": shown or None, "url": source.url or None, "outcome": outcome, "reason": reason}
+
+
+def _without_repetition(row: dict[str, Any], seen: dict[str, str]) -> dict[str, Any]:
+    """The same content twice, under two names or listed twice, is used once."""
+    if row["outcome"] == "ok":
+        if row["film_id"] in seen:
+            return row | {"outcome": "dropped", "reason": f"has the same content as {seen[row['film_id']]}"}
+        seen[row["film_id"]] = row["path"]
+    return row

@@ -1,0 +1,189 @@
+"""`brickreel lineage` and `brickreel withdraw`: what a film went into, and taking it out of the dataset."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import pyarrow.compute as pc
+
+from brickreel import files, tables
+from brickreel.films import dataset, withdrawn
+
+INGEST = Path("results/ingest/sources.parquet")
+CURATE = Path("results/curate/clips.parquet")
+CUT = Path("results/cut/index.parquet")
+CLIPS = Path("results/cut/clips")
+CAPTIONS = Path("results/caption/captions.parquet")
+ENCODE = Path("results/encode/index.parquet")
+TRAIN = Path("results/train")
+
+
+def trace(film: str) -> dict[str, Any]:
+    """Everything that a film went into: clips, captions, latents, runs and checkpoints.
+
+    `film` is its id, or its path as it stands in the table of sources. Raises ValueError when nobody knows it.
+    """
+    facts = _facts(film)
+    film_id = facts["film_id"]
+    clips = {row["clip_id"] for row in _rows("clips", CURATE, film_id, ["clip_id"])}
+    cut = _rows("cut_index", CUT, film_id, ["clip_id", "kind", "path", "split", "outcome"])
+    clips |= {row["clip_id"] for row in cut}
+    latents = _rows("encode_index", ENCODE, film_id, ["sample_id", "file", "split", "outcome"])
+    return {
+        "film": facts,
+        "withdrawn": film_id in withdrawn.film_ids(),
+        "clips": sorted(clips),
+        "files": [row["path"] for row in cut if row["outcome"] == "ok"],
+        "captions": _captions(clips),
+        "latents": [{"sample_id": r["sample_id"], "file": r["file"]} for r in latents if r["outcome"] == "ok"],
+        "runs": [_run(folder, film_id, clips) for folder in sorted(TRAIN.glob("*")) if folder.is_dir()],
+    }
+
+
+def _facts(film: str) -> dict[str, Any]:
+    names = ("film_id", "path", "title", "channel", "url", "licence", "rights_holder")
+    for name, path in (("sources", INGEST), ("cut_index", CUT)):
+        if not path.exists():
+            continue
+        where = (pc.field("film_id") == film) | ((pc.field("path") == film) & pc.is_valid(pc.field("film_id")))
+        found = tables.read(name, path, columns=list(names), where=where).to_pylist()
+        if found:
+            return found[0]
+    gone = withdrawn.films().get(film)
+    if gone:
+        return dict.fromkeys(names) | {"film_id": film, "title": gone.get("title")}
+    raise ValueError(f"no film has the id or path '{film}': {INGEST} lists them")
+
+
+def _rows(name: str, path: Path, film_id: str, columns: list[str]) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return tables.read(name, path, columns=columns, where=pc.field("film_id") == film_id).to_pylist()
+
+
+def _captions(clips: set[str]) -> list[dict[str, Any]]:
+    if not CAPTIONS.exists() or not clips:
+        return []
+    where = pc.field("clip_id").isin(sorted(clips)) & (pc.field("outcome") == "ok")
+    return tables.read("captions", CAPTIONS, columns=["clip_id", "kind", "text", "source"], where=where).to_pylist()
+
+
+def _run(folder: Path, film_id: str, clips: set[str]) -> dict[str, Any]:
+    """Steps of a run that were shown the film, and the checkpoints that were written after the first of them."""
+    steps = sorted(_steps_shown(folder / "steps", film_id, clips))
+    checkpoints = [path for path in sorted(folder.glob("checkpoints/step-*")) if path.name[5:].isdecimal()]
+    saw = [str(path) for path in checkpoints if steps and int(path.name[5:]) >= steps[0]]
+    results = [folder / "final", Path("results/export") / folder.name]
+    return {
+        "run": folder.name,
+        "steps": len(steps),
+        "first_step": steps[0] if steps else None,
+        "last_step": steps[-1] if steps else None,
+        "checkpoints": saw + [str(path) for path in results if steps and path.exists()],
+    }
+
+
+def _steps_shown(folder: Path, film_id: str, clips: set[str]) -> set[int]:
+    """Optimizer steps of any attempt and rank with a sample of the film: a sample's id begins with its clip's."""
+    found: set[int] = set()
+    for log in sorted(folder.glob("*.jsonl")):
+        for row in files.read_json_lines(log):
+            samples = (sample.partition(".")[0] for sample in row.get("sample_ids") or ())
+            if any(clip in clips or clip.startswith(f"{film_id}-") for clip in samples):
+                found.add(row["step"])
+    return found
+
+
+def withdraw(film: str) -> dict[str, Any]:
+    """Take a film out of the dataset: its clips, stills and rows of the manifest go, and it is never chosen again.
+
+    Returns its lineage as it was. The film itself and the checkpoints are left alone.
+    """
+    traced = trace(film)
+    film_id = traced["film"]["film_id"]
+    withdrawn.add(film_id, traced["film"]["title"])
+    for part in tables.files_of(CUT):
+        rows = tables.read("cut_index", part)
+        kept = rows.filter(pc.not_equal(rows["film_id"], film_id))
+        if kept.num_rows < rows.num_rows:
+            tables.write("cut_index", part, kept)
+    for path in map(Path, traced["files"]):
+        # Adopted clips lie in a folder of the user's, and stay there.
+        if path.is_relative_to(CUT.parent):
+            path.unlink(missing_ok=True)
+    if CLIPS.is_dir():
+        dataset.describe(CLIPS, CUT)
+    return traced
+
+
+def as_text(traced: dict[str, Any]) -> str:
+    """The lineage for a person."""
+    film = traced["film"]
+    lines = [f"{film['film_id']}  {film['title'] or ''}  {film['path'] or ''}".rstrip()]
+    lines.append(f"licence {film['licence'] or 'unknown'}, rights holder {film['rights_holder'] or 'unknown'}")
+    if traced["withdrawn"]:
+        lines.append("withdrawn from the dataset")
+    for name in ("clips", "captions", "latents"):
+        lines.append(f"{len(traced[name])} {name}")
+        lines += [f"  {_line(item)}" for item in traced[name]]
+    for run in traced["runs"]:
+        lines.append(_run_line(run))
+        lines += [f"  {path}" for path in run["checkpoints"]]
+    return "\n".join(lines)
+
+
+def _line(item: Any) -> str:
+    return item if isinstance(item, str) else "  ".join(str(value) for value in item.values())
+
+
+def _run_line(run: dict[str, Any]) -> str:
+    if not run["steps"]:
+        return f"run {run['run']} was never shown it"
+    last, first = run["last_step"], run["first_step"]
+    return f"run {run['run']} was shown it in {run['steps']} steps, {first} to {last}; checkpoints that saw it:"
+
+
+def seen_by(traced: dict[str, Any]) -> Iterable[str]:
+    """Paths of all checkpoints that saw the film."""
+    return (path for run in traced["runs"] for path in run["checkpoints"])
+
+
+def _command(
+    name: str, purpose: str, work: Callable[[str], dict[str, Any]], show: Callable[[dict[str, Any]], str]
+) -> Any:
+    @click.command(name, help=purpose)
+    @click.option("--film", required=True, help="The film's id, or its path as listed in the sources.")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    def command(film: str, as_json: bool, debug: bool) -> None:
+        from brickreel.running import guarded, set_up_logging
+
+        def call() -> None:
+            traced = work(film)
+            click.echo(json.dumps(traced) if as_json else show(traced))
+
+        set_up_logging()
+        guarded(name, debug, call)
+
+    return command
+
+
+def _farewell(traced: dict[str, Any]) -> str:
+    saw = list(seen_by(traced))
+    lines = [
+        f"{traced['film']['film_id']} is out of the dataset: {len(traced['files'])} clips and stills are gone, and it "
+        f"stands in {withdrawn.LIST}. Run snakemake to make captions, latents and plan again without it."
+    ]
+    if saw:
+        lines += ["Checkpoints that saw it, which are left as they are:", *(f"  {path}" for path in saw)]
+    else:
+        lines.append("No checkpoint saw it.")
+    return "\n".join(lines)
+
+
+lineage_command = _command(
+    "lineage", "List what a film went into: clips, captions, latents, checkpoints.", trace, as_text
+)
+withdraw_command = _command("withdraw", "Remove a film from the dataset and name the checkpoints.", withdraw, _farewell)

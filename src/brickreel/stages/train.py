@@ -1,0 +1,144 @@
+"""Fine-tune one run: in one process, by torchrun, by srun or by the launcher."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from brickreel import files, tables
+from brickreel.cluster import distributed
+from brickreel.cluster.exits import Interrupted
+from brickreel.cluster.ranks import Ranks
+from brickreel.config import Config, RunData
+
+logger = logging.getLogger("brickreel")
+
+INDEX = Path("results/encode/index.parquet")
+
+
+def run(config: Config, run: str) -> None:
+    """Train the named run to its last step and write `results/train/{run}/final/`.
+
+    Continues from the newest good checkpoint; a run that is finished stays as it is. Raises Interrupted when a signal
+    asked to stop, with a checkpoint written.
+    """
+    folder = Path("results/train") / run
+    settings = config.run(run)
+    plan = read_plan(run)
+    identity = f"{plan.fingerprint}/{settings.seed}"
+    if is_finished(folder, settings.max_steps, identity):
+        logger.info("train: %s is finished already, its final weights are kept", run)
+        return
+    from brickreel.stages import preflight
+
+    ranks = distributed.start()
+    try:
+        preflight.before_training(config, run, ranks)
+        attempt(config, run, folder, plan, ranks)
+    finally:
+        distributed.stop()
+
+
+def read_plan(run: str) -> Any:
+    """The bucket plan that the plan stage made. Raises FileNotFoundError or ValueError with a sentence."""
+    from brickreel.training.buckets import BucketPlan
+
+    path = Path("results/plan") / run / "plan.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: run the plan stage first")
+    stored = files.read_json(path)
+    if "buckets" not in stored:
+        raise ValueError(f"{path} has no buckets: run the plan stage again")
+    return BucketPlan.from_json(stored["buckets"])
+
+
+def is_finished(folder: Path, max_steps: int, identity: str) -> bool:
+    """Whether the final weights are there, of the last step and of this order."""
+    from brickreel.training import final
+
+    about = final.read(folder)
+    return about is not None and about["step"] >= max_steps and about["order"] == identity
+
+
+def attempt(config: Config, name: str, folder: Path, plan: Any, ranks: Ranks) -> None:
+    """One attempt on this rank, logged whatever happens."""
+    from brickreel.training import backends, encoding
+    from brickreel.training.attempts import AttemptLog
+    from brickreel.training.loop import Trainer
+
+    run = config.run(name)
+    device = encoding.choose_device(config.train.device, ranks.local_rank)
+    share_processor(ranks, device)
+    log = AttemptLog(folder, ranks, device, backends.choose(run.backend, ranks.world_size, device))
+    trainer = Trainer(name, folder, run, config.train, ranks, device, log.number)
+    try:
+        prepare(trainer, config, plan)
+        log.start(trainer.progress.step + 1, "; ".join(trainer.warnings))
+        trainer.fit()
+        finish(trainer, config)
+    except Interrupted as stopped:
+        log.end(trainer.progress.step, "dropped", str(stopped))
+        distributed.barrier()  # the first rank that leaves with this status makes Slurm end the others
+        raise
+    except BaseException as error:
+        log.end(trainer.progress.step, "failed", " ".join(str(error).split())[:500] or type(error).__name__)
+        raise
+    log.end(trainer.progress.step, "ok")
+
+
+def prepare(trainer: Any, config: Config, plan: Any) -> None:
+    """Dataset, order and model, and what is known of them beside the results."""
+    from brickreel.training import lora
+    from brickreel.training.dataset import Dataset
+    from brickreel.training.order import Order
+
+    run = trainer.run
+    index = tables.read("encode_index", INDEX, where=pc.field("outcome") == "ok")
+    order = Order(plan, run.seed)
+    model = lora.base_transformer(config.base)
+    channels = (model.config.in_channels, model.config.caption_channels)
+    reader = online_reader(config, run.data, trainer.device) if run.online else None
+    dataset = Dataset(index, run.data, plan, order.identity, channels, reader)
+    if run.lora:
+        lora.inject(model, run.lora, run.seed)
+    if trainer.ranks.rank == 0:
+        files.write_json(trainer.folder / "settings.json", run.model_dump(mode="json"))
+        about = {"fingerprint": plan.fingerprint, "order": order.identity, "clips": plan.used, "heldout": plan.heldout}
+        files.write_json(trainer.folder / "dataset.json", about)
+    trainer.prepare(model, dataset, order)
+
+
+def online_reader(config: Config, data: RunData, device: Any) -> Any:
+    """Decodes and encodes the clips themselves; `encode`'s index still says which are shown in which shape."""
+    from brickreel.stages import encode
+    from brickreel.training.encoding import Encoder
+    from brickreel.training.online import OnlineReader
+
+    clips = tables.read("cut_index", encode.CLIPS, where=pc.field("outcome") == "ok").to_pylist()
+    texts = encode.read_texts(clips)
+    keys = {(clip["clip_id"], clip["kind"]): clip for clip in clips}
+    captioned = {key: clip | {"text": texts[key]} for key, clip in keys.items() if key in texts}
+    return OnlineReader(captioned, data, Encoder.load(config.base, config.encode, device))
+
+
+def finish(trainer: Any, config: Config) -> None:
+    """Rank 0 writes the final weights from the last checkpoint; the others wait."""
+    from brickreel.training import checkpoint, final
+
+    if trainer.ranks.rank == 0:
+        step, path = checkpoint.list_checkpoints(trainer.folder / "checkpoints")[-1]
+        if step < trainer.run.max_steps:
+            raise ValueError(f"the newest checkpoint is of step {step}, not of the last one: start training again")
+        final.write(trainer.folder, path, config.base, trainer.run)
+        logger.info("train: %s is finished after %d steps", trainer.name, step)
+    distributed.barrier()
+
+
+def share_processor(ranks: Ranks, device: Any) -> None:
+    """On a CPU the ranks of a node divide its cores, unless the environment says otherwise."""
+    import torch
+
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size))

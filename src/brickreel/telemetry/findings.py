@@ -1,0 +1,433 @@
+"""Automatic findings: a table of rules, each with its threshold, evidence, cost and the line to change.
+
+A rule reads the summary and yields what it found. Every rule has a test that fires it and a clean run on which all of
+them stay silent.
+"""
+
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+Severity = Literal["error", "warning", "note"]
+ORDER = {"error": 0, "warning": 1, "note": 2}
+
+LEAST_COST_HOURS = 1 / 60
+"""What cost less than a minute of one GPU or rank is not worth a sentence."""
+LEAST_SHARE = 0.001
+"""A slow rank that cost less of the run's time is not worth one either."""
+LEAST_STAGE_S = 60.0
+"""CPU and memory requests of shorter stages are not judged."""
+
+
+class Finding(NamedTuple):
+    """One claim with its proof."""
+
+    claim: str
+    evidence: dict[str, Any]
+    cost_hours: float | None
+    do: str
+    where: str
+    """Anchor of the section that shows it."""
+    severity: Severity | None = None
+    """Overrules the rule's own."""
+
+
+class Rule(NamedTuple):
+    """A named test of the summary."""
+
+    name: str
+    severity: Severity
+    threshold: str
+    check: Callable[[dict[str, Any]], Iterator[Finding]]
+
+
+def find(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """All findings: errors before warnings before notes, and the costliest first among each."""
+    found = []
+    for rule in RULES:
+        for finding in rule.check(summary):
+            found.append(
+                {
+                    "rule": rule.name,
+                    "severity": finding.severity or rule.severity,
+                    "claim": finding.claim,
+                    "evidence": finding.evidence,
+                    "threshold": rule.threshold,
+                    "cost_hours": finding.cost_hours,
+                    "do": finding.do,
+                    "where": finding.where,
+                }
+            )
+    return sorted(found, key=lambda item: (ORDER[item["severity"]], -(item["cost_hours"] or 0)))
+
+
+def straggler(summary: dict[str, Any]) -> Iterator[Finding]:
+    """A rank whose own work takes longer than its peers'."""
+    for run in summary["runs"]:
+        for item in run["stragglers"]:
+            if item["cost_hours"] < LEAST_SHARE * (run["gpu_hours"] or run["rank_hours"] or 0.0):
+                continue
+            place = f" ({item['node']}, process {item['local_index']} there)" if item["node"] else ""
+            evidence = {key: item[key] for key in ("slower_pct", "windows", "of_windows")}
+            evidence |= _cause(run, item)
+            cause = "; ".join(evidence["signs"]) if evidence["signs"] else "no throttling or error was recorded there"
+            yield Finding(
+                f"{run['run']}: rank {item['rank']}{place} is slow: its own work takes "
+                f"{item['slower_pct']:.1f} % longer than its peers'. {cause[0].upper()}{cause[1:]}.",
+                evidence,
+                item["cost_hours"],
+                f"brickreel preflight --run {run['run']}   # or exclude the node: --exclude={item['node']}"
+                if item["node"]
+                else f"brickreel preflight --run {run['run']}",
+                f"ranks-{run['run']}",
+            )
+
+
+def _cause(run: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
+    """What the telemetry of the slow rank's GPU and node says against its peers."""
+    signs: list[str] = []
+    devices = run["gpu_devices"]
+    own = [gpu for gpu in devices if (gpu["node"], gpu["device"]) == (item["node"], f"gpu{item['local_index']}")]
+    for gpu in own:
+        others = [peer["sm_mhz"] for peer in devices if peer is not gpu and peer["sm_mhz"] is not None]
+        if gpu["sm_mhz"] is not None and others and gpu["sm_mhz"] < 0.97 * median(others):
+            signs.append(f"its SM clock is {gpu['sm_mhz']:,.0f} MHz, that of its peers {median(others):,.0f} MHz")
+        for cause in ("thermal", "hw", "brake", "power"):
+            share = gpu[f"throttle_{cause}_pct"]
+            if share is not None and share > THROTTLED_PCT.get(cause, 0.1):
+                signs.append(f"{THROTTLE_WORDS[cause]} for {share:.1f} % of the time")
+    hosts = {host["node"]: host for host in run["hosts"]}
+    if item["node"] in hosts:
+        signs += _host_signs(hosts[item["node"]], [host for host in hosts.values() if host["node"] != item["node"]])
+    return {"signs": signs}
+
+
+def _host_signs(own: dict[str, Any], peers: list[dict[str, Any]]) -> list[str]:
+    signs = []
+    for name, text in (
+        ("throttled_pct", "its cgroup was throttled for {:.1f} % of the time"),
+        ("run_delay_pct", "its processes waited for a core for {:.1f} % of the time"),
+    ):
+        known = [peer[name] for peer in peers if peer[name] is not None]
+        if own[name] is not None and known and own[name] > median(known) + MORE_PCT:
+            signs.append(text.format(own[name]) + f", those of its peers {median(known):.1f} %")
+    waited = own["run_delay_pct"]
+    if not peers and waited is not None and waited > CROWDED_PCT:
+        signs.append(f"the processes of its node waited for a core for {waited:.1f} % of the time")
+    known = [peer["cores_mean"] for peer in peers if peer["cores_mean"] is not None]
+    if own["cores_mean"] is not None and known and own["cores_mean"] < 0.9 * median(known):
+        signs.append(f"its processes got {own['cores_mean']:.2f} cores, those of its peers {median(known):.2f}")
+    return signs
+
+
+MORE_PCT = 5.0
+"""Points by which a slow rank's node must stand out; alone, without a slow rank, it is no finding."""
+CROWDED_PCT = 20.0
+"""Waiting for a core, of all processes of a run's only node, that explains a slow rank there."""
+THROTTLE_WORDS = {
+    "power": "held at the power cap",
+    "thermal": "slowed by software for heat",
+    "hw": "slowed by hardware for heat",
+    "brake": "slowed by the power brake",
+}
+THROTTLED_PCT = {"power": 50.0}
+
+
+def starved(summary: dict[str, Any]) -> Iterator[Finding]:
+    """GPUs that wait for the data loader."""
+    for run in summary["runs"]:
+        share = run["data_wait_pct"]
+        if share is None or share <= 2:
+            continue
+        cost = _cost(run, (run["time_pct"] or {}).get("data", 0.0))
+        if cost >= LEAST_COST_HOURS:
+            yield Finding(
+                f"{run['run']}: the data loader keeps training waiting for {share:.1f} % of the time.",
+                {"data_wait_pct": share},
+                cost,
+                "train: {loader_threads: <more>, prefetch: <more>}   # in config.yaml, or a faster disk",
+                f"time-{run['run']}",
+            )
+
+
+def cpu_over_request(summary: dict[str, Any]) -> Iterator[Finding]:
+    """Cores that were asked for and never used, where others could have used them."""
+    for stage in summary["stages"]:
+        allowed, used, whole = stage["cores_allowed"], stage["cores_p99"], stage["node_cores"]
+        if not (stage["in_slurm"] and allowed and used is not None and stage["elapsed_s"] >= LEAST_STAGE_S):
+            continue
+        # A job that has the node to itself frees nothing by asking for less.
+        if whole and allowed < whole and used < 0.5 * allowed:
+            need = max(1, round(used * 1.2 + 0.5))
+            yield Finding(
+                f"{stage['stage']}: of {allowed:.0f} cores it never used more than {used:.1f}.",
+                {"cores_allowed": allowed, "cores_p99": used},
+                None,
+                _resource(stage, f"cpus_per_task: {need}"),
+                "machines",
+            )
+
+
+def memory_over_request(summary: dict[str, Any]) -> Iterator[Finding]:
+    """Memory that was asked for and not used, and memory that nearly ran out."""
+    for stage in summary["stages"]:
+        peak, limit = stage["mem_peak_gib"], stage["mem_limit_gib"]
+        if stage["oom_kills"]:
+            yield Finding(
+                f"{stage['stage']}: {stage['oom_kills']:.0f} processes were killed because memory ran out.",
+                {"oom_kills": stage["oom_kills"], "mem_limit_gib": limit},
+                None,
+                _resource(stage, f"mem_mb: {round(1536 * (limit or peak or 1))}"),
+                "machines",
+                "error",
+            )
+        elif stage["in_slurm"] and peak and limit and peak > 0.95 * limit:
+            yield Finding(
+                f"{stage['stage']}: memory came within 5 % of its limit.",
+                {"mem_peak_gib": peak, "mem_limit_gib": limit},
+                None,
+                _resource(stage, f"mem_mb: {round(1.3 * 1024 * limit)}"),
+                "machines",
+            )
+
+
+def busy_not_computing(summary: dict[str, Any]) -> Iterator[Finding]:
+    """GPUs that look full and whose tensor cores idle."""
+    for run in summary["runs"]:
+        kernel, tensor = _mean_of(run, "kernel_time_pct"), _mean_of(run, "tensor_pct")
+        idle = (tensor is not None and tensor < 20) or (
+            tensor is None and run["mfu_pct"] is not None and run["mfu_pct"] < 20
+        )
+        if kernel is not None and kernel > 90 and idle:
+            works = (
+                f"tensor cores work {tensor:.1f} % of it" if tensor is not None else f"MFU is {run['mfu_pct']:.1f} %"
+            )
+            yield Finding(
+                f"{run['run']}: GPUs look full, with a kernel for {kernel:.1f} % of the time, but {works}.",
+                {"kernel_time_pct": kernel, "tensor_pct": tensor, "mfu_pct": run["mfu_pct"]},
+                None,
+                _buckets_line(run) + "; profile a few steps",
+                f"gpus-{run['run']}",
+            )
+
+
+def throttled(summary: dict[str, Any]) -> Iterator[Finding]:
+    """Clocks held down by heat, the power brake or the power cap."""
+    for run in summary["runs"]:
+        for gpu in run["gpu_devices"]:
+            for cause, words in THROTTLE_WORDS.items():
+                share = gpu[f"throttle_{cause}_pct"]
+                if share is None or share <= THROTTLED_PCT.get(cause, 0.1):
+                    continue
+                yield Finding(
+                    f"{run['run']}: {gpu['device']} of {gpu['node']} was {words} for {share:.1f} % of the time.",
+                    {f"throttle_{cause}_pct": share, "temp_max_c": gpu["temp_max_c"], "power_w": gpu["power_w"]},
+                    None,
+                    "nothing: normal at full power"
+                    if cause == "power"
+                    else f"report the node to the site: {gpu['node']}",
+                    f"gpus-{run['run']}",
+                    "note" if cause == "power" else "error",
+                )
+
+
+def broken_gpu(summary: dict[str, Any]) -> Iterator[Finding]:
+    """XIDs, uncorrected memory errors, row remappings that wait or failed."""
+    for run in summary["runs"]:
+        for gpu in run["gpu_devices"]:
+            signs = [f"XID {xid}" for xid in gpu["xids"]]
+            signs += [f"{gpu['ecc_uncorrected']:.0f} uncorrected memory errors"] if gpu["ecc_uncorrected"] else []
+            signs += ["a row remapping failed"] if gpu["remap_failed"] else []
+            signs += ["a row remapping waits for a reset"] if gpu["remap_pending"] else []
+            if signs:
+                yield Finding(
+                    f"{run['run']}: {gpu['device']} of {gpu['node']} is not healthy: {', '.join(signs)}.",
+                    {key: gpu[key] for key in ("xids", "ecc_uncorrected", "remap_failed", "remap_pending")},
+                    None,
+                    f"--exclude={gpu['node']}   # and report it to the site",
+                    f"gpus-{run['run']}",
+                )
+
+
+def memory_headroom(summary: dict[str, Any]) -> Iterator[Finding]:
+    """GPU memory that larger micro-batches could use."""
+    for run in summary["runs"]:
+        shares = [
+            gpu["mem_peak_b"] / gpu["mem_total_b"]
+            for gpu in run["gpu_devices"]
+            if gpu["mem_peak_b"] and gpu["mem_total_b"]
+        ]
+        if shares and run["steps_kept"] and max(shares) < 0.6:
+            peak = max(shares)
+            yield Finding(
+                f"{run['run']}: at most {100 * peak:.0f} % of GPU memory was in use: "
+                f"micro-batches could be about {0.9 / peak:.1f} times as large.",
+                {"gpu_mem_peak_pct": 100 * peak},
+                None,
+                _buckets_line(run),
+                f"gpus-{run['run']}",
+            )
+
+
+def _share_rule(cause: str, limit: float, claim: str, do: str) -> Callable[[dict[str, Any]], Iterator[Finding]]:
+    def check(summary: dict[str, Any]) -> Iterator[Finding]:
+        for run in summary["runs"]:
+            share = (run["time_pct"] or {}).get(cause, 0.0)
+            cost = _cost(run, share)
+            if share > limit and cost >= LEAST_COST_HOURS:
+                yield Finding(
+                    f"{run['run']}: {claim.format(share)}",
+                    {f"{cause}_pct": share},
+                    cost,
+                    do.format(run=run["run"]),
+                    f"time-{run['run']}",
+                )
+
+    return check
+
+
+def network(summary: dict[str, Any]) -> Iterator[Finding]:
+    """InfiniBand links that went down, recovered, or carry less than their peers."""
+    for run in summary["runs"]:
+        rates = [port["tx_gb_s"] for port in run["ports"] if port["tx_gb_s"] is not None]
+        lines = [port["line_rate_gb_s"] for port in run["ports"] if port["line_rate_gb_s"] is not None]
+        for port in run["ports"]:
+            signs = [f"{port['link_downed']:.0f} times down"] if port["link_downed"] else []
+            if port["line_rate_gb_s"] is not None and port["line_rate_gb_s"] < max(lines):
+                signs.append(f"a line rate of {port['line_rate_gb_s']:.0f} Gb/s where others have {max(lines):.0f}")
+            if port["tx_gb_s"] is not None and median(rates) > 1 and port["tx_gb_s"] < 0.5 * median(rates):
+                signs.append(f"{port['tx_gb_s']:.1f} Gb/s sent where the median is {median(rates):.1f}")
+            if signs:
+                yield Finding(
+                    f"{run['run']}: port {port['port']} of {port['node']}: {', '.join(signs)}.",
+                    {key: port[key] for key in ("link_downed", "line_rate_gb_s", "tx_gb_s")},
+                    None,
+                    f"--exclude={port['node']}   # and report the port to the site",
+                    f"network-{run['run']}",
+                )
+
+
+def coverage(summary: dict[str, Any]) -> Iterator[Finding]:
+    """Recordings with holes: their means exclude what is missing."""
+    for stage in summary["stages"]:
+        if stage["coverage_pct"] < 98 and stage["elapsed_s"] >= LEAST_STAGE_S:
+            yield Finding(
+                f"{stage['stage']}: {100 - stage['coverage_pct']:.1f} % of the samples are missing; "
+                "means leave them out.",
+                {"coverage_pct": stage["coverage_pct"]},
+                None,
+                "telemetry: {period_s: 2}   # in config.yaml, where the node was too busy for the recorder",
+                "machines",
+            )
+
+
+def preflight(summary: dict[str, Any]) -> Iterator[Finding]:
+    """A run whose nodes did not pass their check."""
+    for run in summary["runs"]:
+        health = run["preflight"] or {}
+        failed = [
+            check for check in health.get("checks", []) if isinstance(check, dict) and check.get("result") == "fail"
+        ]
+        if failed:
+            first = failed[0]
+            yield Finding(
+                f"{run['run']}: preflight found {len(failed)} failed checks, "
+                f"first {first.get('name')} on {first.get('node')}.",
+                {"failed": len(failed), "exclude": health.get("exclude")},
+                None,
+                f"--exclude={','.join(health.get('exclude') or []) or first.get('node')}",
+                f"preflight-{run['run']}",
+            )
+
+
+def _resource(stage: dict[str, Any], setting: str) -> str:
+    """The line of the Snakemake profile that changes what the stage asks for."""
+    return f"set-resources: {{{stage['stage']}: {{{setting}}}}}   # in slurm/config.yaml"
+
+
+def _buckets_line(run: dict[str, Any]) -> str:
+    return f"runs: {{{run['run']}: {{data: {{buckets: <more clips per micro-batch>}}}}}}   # in config.yaml"
+
+
+def _mean_of(run: dict[str, Any], name: str) -> float | None:
+    known = [gpu[name] for gpu in run["gpu_devices"] if gpu[name] is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _cost(run: dict[str, Any], share_pct: float) -> float:
+    """GPU-hours (rank-hours, where there is no GPU) behind a share of the run's time."""
+    return share_pct / 100 * (run["gpu_hours"] or run["rank_hours"] or 0.0)
+
+
+RULES = (
+    Rule(
+        "straggler",
+        "warning",
+        "own work > 2 % over the peers' (or > 10 % in one step of ten) and z > 5, in 2 or more windows of 100 steps",
+        straggler,
+    ),
+    Rule("starved", "warning", "data wait > 2 % of step time", starved),
+    Rule("broken gpu", "error", "any XID, uncorrected error, pending or failed remapping", broken_gpu),
+    Rule("throttled", "error", "heat or power brake > 0.1 % of the time; power cap > 50 % (a note)", throttled),
+    Rule("network", "error", "any link down, a line rate below others', traffic below half the median", network),
+    Rule("preflight", "warning", "any failed check", preflight),
+    Rule(
+        "busy, not computing",
+        "warning",
+        "time with a kernel > 90 % while tensor cores < 20 % or MFU < 20 %",
+        busy_not_computing,
+    ),
+    Rule(
+        "checkpoint",
+        "warning",
+        "writing checkpoints > 3 % of the allocated time",
+        _share_rule(
+            "checkpoint",
+            3,
+            "writing checkpoints took {:.1f} % of the time.",
+            "runs: {{{run}: {{checkpoint_every: <more steps>}}}}   # in config.yaml",
+        ),
+    ),
+    Rule(
+        "redone",
+        "warning",
+        "steps computed twice > 5 % of the allocated time",
+        _share_rule(
+            "redone",
+            5,
+            "{:.1f} % of the time went into steps that were computed again.",
+            "runs: {{{run}: {{checkpoint_every: <fewer steps>}}}}   # in config.yaml",
+        ),
+    ),
+    Rule(
+        "start-up",
+        "note",
+        "from start to first step > 10 % of the allocated time",
+        _share_rule(
+            "init",
+            10,
+            "starting up took {:.1f} % of the time.",
+            "longer time limits in slurm/config.yaml: each attempt starts up anew",
+        ),
+    ),
+    Rule(
+        "unexplained",
+        "note",
+        "time that no record explains > 5 %",
+        _share_rule(
+            "unknown",
+            5,
+            "{:.1f} % of the time is explained by no record.",
+            "look at logs/train/{run} around the gaps between steps",
+        ),
+    ),
+    Rule("memory headroom", "note", "peak GPU memory < 60 %", memory_headroom),
+    Rule("memory", "warning", "any process killed for memory; peak > 95 % of the limit", memory_over_request),
+    Rule(
+        "CPU over-request",
+        "note",
+        "99th percentile of cores < 50 % of those asked for, on a shared node",
+        cpu_over_request,
+    ),
+    Rule("coverage", "note", "samples received < 98 % of those expected", coverage),
+)

@@ -1,0 +1,151 @@
+"""Slow ranks, found from each rank's own work before the first collective.
+
+GPU counters cannot show them: a rank that waits spins inside a communication kernel and reads 100 %. The windowed form
+also finds a rank that is slow only for a while, which a median over the whole run misses.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brickreel.telemetry.goodput import Attempt
+from brickreel.telemetry.recordings import column_quantiles
+
+Array = NDArray[np.float64]
+
+WINDOW_STEPS = 100
+LEAST_WINDOW_STEPS = 20
+Z_LIMIT = 5.0
+LEAST_WINDOWS = 2
+# A normal distribution's standard deviation over its median absolute deviation.
+MAD_TO_SIGMA = 1.4826
+
+
+class Measure(NamedTuple):
+    """One value of a rank's steps in a window that must stand out."""
+
+    quantile: float
+    slower_by: float
+    error: float
+    """Standard error of the quantile over that of a mean, of normal values."""
+
+
+# Slow all the time; slow in one step of ten or more. A rare spike moves neither.
+MEASURES = (Measure(0.5, 0.02, 1.2533), Measure(0.95, 0.10, 2.113))
+
+
+@dataclass(frozen=True)
+class Straggler:
+    """A rank that was slower than its peers in at least two windows."""
+
+    rank: int
+    slower_pct: float
+    """Its excess over its peers, in its median step or in its slow ones: median over the windows that show it."""
+    windows: int
+    of_windows: int
+    cost_rank_s: float
+    """Seconds, times ranks, that all ranks together would have saved had this rank been as fast as the next."""
+
+
+def windows_of(steps: int) -> list[slice]:
+    """Windows of 100 steps; a shorter run is split in at least two windows of 20 or more, or has none."""
+    size = min(WINDOW_STEPS, steps // LEAST_WINDOWS)
+    if size < LEAST_WINDOW_STEPS:
+        return []
+    return [slice(start, start + size) for start in range(0, steps - size + 1, size)]
+
+
+def normalised(local_s: Array, flops: Array) -> Array:
+    """Local time as if every rank had done the step's mean work [steps, ranks]; as it is where no work was logged.
+
+    Ranks draw clips of different shapes: only time per work shows a slow rank.
+    """
+    worked = flops > 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(worked, flops, 0).sum(axis=1, keepdims=True) / worked.sum(axis=1, keepdims=True)
+        return np.where(worked, local_s * mean / flops, np.where(np.isnan(flops), local_s, np.nan))
+
+
+def excess(local_s: Array, measure: Measure) -> tuple[Array, Array]:
+    """Relative excess of each rank over its peers' median, and its modified z, in one window [steps, ranks] -> [ranks].
+
+    The scale is the spread of the peers (MAD), but never less than the standard error of one rank's value, since
+    two or three ranks have hardly a spread of their own. A rank is not its own peer: among two it would be half of it.
+    """
+    values, medians = column_quantiles(local_s, [measure.quantile, 0.5])
+    count = len(values)
+    peers = np.broadcast_to(values, (count, count))[~np.eye(count, dtype=bool)].reshape(count, count - 1)
+    middle = np.median(peers, axis=1)
+    spread = MAD_TO_SIGMA * np.median(np.abs(peers - middle[:, None]), axis=1)
+    noise = MAD_TO_SIGMA * column_quantiles(np.abs(local_s - medians), [0.5])[0]
+    error = measure.error * np.median(noise) / np.sqrt(len(local_s))
+    scale = np.maximum(spread, max(error, 1e-12 * float(np.median(values)), 1e-300))
+    return values / middle - 1, (values - middle) / scale
+
+
+def slow_ranks(local_s: Array) -> dict[int, float]:
+    """Rank -> relative excess, of the ranks that are slow in one window, by the first measure that shows it."""
+    found: dict[int, float] = {}
+    for measure in MEASURES:
+        relative, z = excess(local_s, measure)
+        for rank in np.flatnonzero((relative > measure.slower_by) & (z > Z_LIMIT)).tolist():
+            found.setdefault(rank, float(relative[rank]))
+    return found
+
+
+def find(attempts: Sequence[Attempt]) -> list[Straggler]:
+    """All slow ranks, the costliest first."""
+    slow: dict[int, list[float]] = {}
+    cost: dict[int, float] = {}
+    count = 0
+    for attempt in attempts:
+        local = attempt.durations["local_s"]
+        if local.shape[1] < 2:
+            continue
+        fair = normalised(local, attempt.durations["flops"])
+        for window in windows_of(len(attempt.steps)):
+            part = fair[window]
+            if np.isnan(part).all(axis=0).any():
+                continue
+            count += 1
+            for rank, relative in slow_ranks(part).items():
+                slow.setdefault(rank, []).append(100 * relative)
+                cost[rank] = cost.get(rank, 0.0) + _saved_s(part, rank) * local.shape[1]
+    found = [
+        Straggler(rank, float(np.median(excesses)), len(excesses), count, cost[rank])
+        for rank, excesses in slow.items()
+        if len(excesses) >= LEAST_WINDOWS
+    ]
+    return sorted(found, key=lambda straggler: -straggler.cost_rank_s)
+
+
+def _saved_s(local_s: Array, rank: int) -> float:
+    """Seconds by which the steps of a window would be shorter without this rank's delay."""
+    others = np.nanmax(np.delete(local_s, rank, axis=1), axis=1)
+    return float(np.nansum(np.maximum(local_s[:, rank] - others, 0)))
+
+
+def wait_for_slowest_pct(attempts: Sequence[Attempt]) -> tuple[float | None, float | None]:
+    """How much shorter the mean step would be if no rank waited for the slowest, and what pure chance explains (%).
+
+    The second is what the same steps would lose with every rank's times shuffled about a common median: even equal
+    ranks wait for the slowest of them, and that must not be blamed on anybody.
+    """
+    lost, chance, total = 0.0, 0.0, 0.0
+    generator = np.random.default_rng(0)
+    for attempt in attempts:
+        local = attempt.durations["local_s"]
+        good = ~np.isnan(local).any(axis=1)
+        if local.shape[1] < 2 or not good.any():
+            continue
+        fair = normalised(local, attempt.durations["flops"])[good]
+        fair = fair[~np.isnan(fair).any(axis=1)]
+        lost += float((fair.max(axis=1) - np.median(fair, axis=1)).sum())
+        # Each rank's deviations from its own median, dealt to the ranks anew in each step.
+        equal = generator.permuted(fair - np.median(fair, axis=0), axis=0)
+        chance += float((equal.max(axis=1) - np.median(equal, axis=1)).sum())
+        total += float(np.nanmax(attempt.durations["step_s"][good], axis=1).sum())
+    return (100 * lost / total, 100 * chance / total) if total else (None, None)

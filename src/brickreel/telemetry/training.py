@@ -1,0 +1,304 @@
+"""One training run, summarised: its time, speed, ranks, learning curve, held-out loss, machines and energy."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from brickreel.telemetry import goodput, peaks, stragglers, usage
+from brickreel.telemetry.digest import Digest
+from brickreel.telemetry.goodput import Attempt
+from brickreel.telemetry.project import RunFiles
+from brickreel.telemetry.recordings import Array
+
+CURVE_POINTS = 240
+RECOMPUTE = 4 / 3
+"""Forward and backward cost 1 and 2 forward passes; recomputing every block adds one more."""
+
+Recorded = Sequence[Digest]
+
+
+def attempts_of(run: RunFiles, recorded: Recorded) -> list[Attempt]:
+    """The run's attempts; one that was cut off lasts until its last sample in the telemetry."""
+    starts = sorted((row["time_s"], row["attempt"]) for row in run.attempts if row["event"] == "start")
+    last_seen: dict[int, float] = {}
+    for index, (begin, number) in enumerate(starts):
+        until = starts[index + 1][0] if index + 1 < len(starts) else np.inf
+        inside = [item.span_s[1] for item in recorded if begin - 60 <= item.span_s[0] < until]
+        if inside:
+            last_seen[number] = min(max(inside), until)
+    return goodput.attempts_of(run.attempts, run.steps, last_seen)
+
+
+def summarise(
+    run: RunFiles, attempts: Sequence[Attempt], recorded: Recorded, gpus: Sequence[dict[str, Any]], site: dict[str, str]
+) -> dict[str, Any]:
+    """Everything about the training of one run. What was not measured is None."""
+    shares = goodput.shares(attempts)
+    hours = sum(attempt.length_s * attempt.gpus for attempt in attempts) / 3600
+    rank_hours = sum(attempt.length_s * attempt.ranks for attempt in attempts) / 3600
+    lost, chance = stragglers.wait_for_slowest_pct(attempts)
+    found = stragglers.find(attempts)
+    has_gpus = any(attempt.gpus for attempt in attempts)
+    return {
+        "run": run.name,
+        "state": _state(attempts),
+        "attempts": [_attempt(attempt) for attempt in attempts],
+        "world_size": attempts[-1].ranks if attempts else None,
+        "gpus": attempts[-1].gpus if attempts else None,
+        "nodes": sorted({item.node for item in recorded} | _nodes(run)),
+        "steps_kept": int(sum(attempt.kept.sum() for attempt in attempts)),
+        "steps_computed": int(sum(len(attempt.steps) for attempt in attempts)),
+        "last_step": int(max((attempt.steps[-1] for attempt in attempts if len(attempt.steps)), default=0)),
+        "step_s_median": _median([wall for attempt in attempts for wall in goodput.step_wall(attempt)]),
+        "wall_hours": sum(attempt.length_s for attempt in attempts) / 3600,
+        "gpu_hours": hours if has_gpus else None,
+        "rank_hours": rank_hours,
+        "time_pct": shares,
+        **goodput.throughput(attempts),
+        **_flop_use(run, attempts, gpus),
+        "data_wait_pct": goodput.data_wait_pct(attempts),
+        "wait_for_slowest_pct": lost,
+        "wait_for_slowest_by_chance_pct": chance,
+        "stragglers": [_straggler(item, attempts, run) for item in found],
+        "ranks": _ranks(run, attempts),
+        "gpu_mem_peak_gib": _gib(usage.largest(gpu["mem_peak_b"] for gpu in gpus)),
+        "energy": _energy(gpus, hours if has_gpus else None, site, goodput.throughput(attempts)["clips_trained"]),
+        "curve": _curve(attempts),
+        "gauge": _gauge(run),
+        "checkpoints": run.checkpoints,
+        "exported": run.exported,
+    }
+
+
+def _state(attempts: Sequence[Attempt]) -> str:
+    if not attempts:
+        return "not started"
+    outcome = attempts[-1].outcome
+    return {"ok": "finished", "failed": "failed", "dropped": "stopped", None: "no end was recorded"}[outcome]
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "attempt": attempt.number,
+        "start_s": attempt.start_s,
+        "hours": attempt.length_s / 3600,
+        "ranks": attempt.ranks,
+        "gpus": attempt.gpus,
+        "first_step": int(attempt.steps[0]) if len(attempt.steps) else None,
+        "last_step": int(attempt.steps[-1]) if len(attempt.steps) else None,
+        "steps_redone": int((~attempt.kept).sum()) if len(attempt.steps) else 0,
+        "outcome": attempt.outcome or "cut off",
+        "reason": attempt.reason,
+        "seconds": goodput.causes(attempt),
+    }
+
+
+def _nodes(run: RunFiles) -> set[str]:
+    return {node for row in run.attempts for node in row["nodes"] or ()}
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if len(values) else None
+
+
+def _flop_use(run: RunFiles, attempts: Sequence[Attempt], gpus: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    flops = goodput.model_flops(attempts)
+    names = {gpu["name"] for gpu in gpus if gpu["name"]}
+    name = sorted(names)[0] if names else None
+    peak = peaks.bf16_tflops(name)
+    achieved = flops["tflop_per_s_per_gpu"]
+    mfu = 100 * achieved / peak if achieved is not None and peak else None
+    recomputes = bool(setting(run.settings, "grad_checkpoint"))
+    why: str | None
+    if peak is None:
+        why = f"the peak of '{name}' is not in the table" if name else "no GPU: not measured"
+    else:
+        why = None if mfu is not None else "the step log has no FLOPs"
+    return {
+        **flops,
+        "gpu_name": name,
+        "peak_tflop_per_s": peak,
+        "mfu_pct": mfu,
+        "hfu_pct": None if mfu is None else mfu * (RECOMPUTE if recomputes else 1),
+        "recomputes": recomputes,
+        "mfu_missing": why,
+    }
+
+
+def setting(settings: Any, name: str) -> Any:
+    """A setting by name, however deep it stands."""
+    if isinstance(settings, dict):
+        if name in settings:
+            return settings[name]
+        for value in settings.values():
+            if (found := setting(value, name)) is not None:
+                return found
+    return None
+
+
+def places(run: RunFiles) -> list[tuple[str, int]]:
+    """Rank -> (node, index on that node), from the last attempt that says."""
+    for row in reversed(run.attempts):
+        if row["nodes"]:
+            seen: dict[str, int] = defaultdict(int)
+            result = []
+            for node in row["nodes"]:
+                result.append((node, seen[node]))
+                seen[node] += 1
+            return result
+    return []
+
+
+def _straggler(item: stragglers.Straggler, attempts: Sequence[Attempt], run: RunFiles) -> dict[str, Any]:
+    where = places(run)
+    node, index = where[item.rank] if item.rank < len(where) else (None, None)
+    return {
+        "rank": item.rank,
+        "node": node,
+        "local_index": index,
+        "slower_pct": item.slower_pct,
+        "windows": item.windows,
+        "of_windows": item.of_windows,
+        "cost_hours": item.cost_rank_s / 3600,
+    }
+
+
+def _ranks(run: RunFiles, attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
+    """Per rank, over the attempts with the last world size: own work, waiting, loading; medians in milliseconds."""
+    if not attempts or not any(len(attempt.steps) for attempt in attempts):
+        return []
+    size = max(attempt.log.ranks for attempt in attempts)
+    columns = {
+        name: np.concatenate([_padded(attempt.durations[name], size) for attempt in attempts])
+        for name in ("local_s", "comm_s", "data_s", "step_s")
+    }
+    samples = np.concatenate([_padded(attempt.durations["samples"], size) for attempt in attempts])
+    where = places(run)
+    medians = {name: _column_median(values) for name, values in columns.items()}
+    middle = _median([value for value in medians["local_s"] if value is not None])
+    rows = []
+    for rank in range(size):
+        local = medians["local_s"][rank]
+        rows.append(
+            {
+                "rank": rank,
+                "node": where[rank][0] if rank < len(where) else None,
+                "local_index": where[rank][1] if rank < len(where) else None,
+                "local_ms": _ms(local),
+                "local_vs_median_pct": 100 * (local / middle - 1) if local is not None and middle else None,
+                "comm_ms": _ms(medians["comm_s"][rank]),
+                "data_ms": _ms(medians["data_s"][rank]),
+                "clips": int(np.nansum(samples[:, rank])),
+                "spark": _spark(columns["local_s"][:, rank]),
+            }
+        )
+    return rows
+
+
+def _padded(values: Array, ranks: int) -> Array:
+    return np.pad(values, ((0, 0), (0, ranks - values.shape[1])), constant_values=np.nan)
+
+
+def _column_median(values: Array) -> list[float | None]:
+    return [float(np.median(seen)) if len(seen := column[~np.isnan(column)]) else None for column in values.T]
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1000 * seconds
+
+
+def _spark(values: Array, points: int = 40) -> list[float | None]:
+    parts = np.array_split(values, min(points, len(values)))
+    return [float(np.median(seen)) if len(seen := part[~np.isnan(part)]) else None for part in parts]
+
+
+def _energy(
+    gpus: Sequence[dict[str, Any]], gpu_hours: float | None, site: dict[str, str], clips: float | None
+) -> dict[str, Any]:
+    joules = usage.total(gpu["energy_j"] for gpu in gpus)
+    kwh = None if joules is None else joules / 3.6e6
+    prices = {name: price(site, variable) for name, variable in PRICES.items()}
+    return {
+        "kwh": kwh,
+        "joule_per_clip": joules / clips if joules is not None and clips else None,
+        "usd_gpu": _product(gpu_hours, prices["usd_per_gpu_hour"]),
+        "usd_energy": _product(kwh, prices["usd_per_kwh"]),
+        "co2_kg": _product(kwh, prices["kg_co2_per_kwh"]),
+        **prices,
+    }
+
+
+PRICES = {
+    "usd_per_gpu_hour": "BRICKREEL_USD_PER_GPU_HOUR",
+    "usd_per_kwh": "BRICKREEL_USD_PER_KWH",
+    "kg_co2_per_kwh": "BRICKREEL_KG_CO2_PER_KWH",
+}
+
+
+def price(site: dict[str, str], name: str) -> float | None:
+    """A price of the site; None when it is not set or not a number."""
+    try:
+        value = float(site[name])
+    except (KeyError, ValueError):
+        return None
+    return value if value >= 0 else None
+
+
+def _gib(value: float | None) -> float | None:
+    return None if value is None else value / 2**30
+
+
+def _product(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a * b
+
+
+def _curve(attempts: Sequence[Attempt]) -> dict[str, list[Any]]:
+    """Loss, gradient norm and learning rate over kept steps, reduced to means of equal spans."""
+    numbers = np.concatenate([attempt.steps[attempt.kept] for attempt in attempts] or [np.zeros(0, np.int64)])
+    if not len(numbers):
+        return {"step": [], "loss": [], "loss_low": [], "loss_high": [], "grad_norm": [], "lr": []}
+    values = {
+        name: np.concatenate([attempt.log.by_step[name][attempt.kept] for attempt in attempts])
+        for name in ("loss", "grad_norm", "lr")
+    }
+    parts = np.array_split(np.argsort(numbers), min(CURVE_POINTS, len(numbers)))
+    return {
+        "step": [int(numbers[part[-1]]) for part in parts],
+        "loss": [_safe(np.mean, values["loss"][part]) for part in parts],
+        "loss_low": [_safe(np.min, values["loss"][part]) for part in parts],
+        "loss_high": [_safe(np.max, values["loss"][part]) for part in parts],
+        "grad_norm": [_safe(np.mean, values["grad_norm"][part]) for part in parts],
+        "lr": [_safe(np.mean, values["lr"][part]) for part in parts],
+    }
+
+
+def _safe(reduce: Any, values: Array) -> float | None:
+    seen = values[np.isfinite(values)]
+    return float(reduce(seen)) if len(seen) else None
+
+
+def _gauge(run: RunFiles) -> dict[str, Any]:
+    """The held-out loss: per set of weights and timestep bin, over steps; the latest reading of a step counts."""
+    latest = {(row["weights"], row["bin"], row["step"]): row for row in run.gauge}
+    series: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for (weights, index, _), row in sorted(latest.items(), key=lambda item: (item[0][0], item[0][1], item[0][2])):
+        series[(weights, index)].append(row)
+    return {
+        "clips": max((row["clips"] or 0 for row in run.gauge), default=0),
+        "series": [
+            {
+                "weights": weights,
+                "bin": index,
+                "t_low": rows[0]["t_low"],
+                "t_high": rows[0]["t_high"],
+                "step": [row["step"] for row in rows],
+                "loss": [row["loss"] for row in rows],
+                "low": [row["low"] for row in rows],
+                "high": [row["high"] for row in rows],
+                "relative": [row["relative"] for row in rows],
+            }
+            for (weights, index), rows in series.items()
+        ],
+    }

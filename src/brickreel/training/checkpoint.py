@@ -1,0 +1,266 @@
+"""Checkpoints: sharded safetensors written beside training, whole or absent, checked before they are loaded.
+
+`step-00000250/` holds one `shard-*.safetensors` per rank (torch.distributed.checkpoint's format, which any number of
+ranks can read), `state.json`, and `manifest.json` with every file's SHA-256. All of it is written into a hidden folder
+that gets its name last, by one rename.
+"""
+
+import logging
+import os
+import shutil
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+from brickreel import files
+
+logger = logging.getLogger("brickreel")
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Complete checkpoints of `results/train/{run}/checkpoints`, as (step, folder), oldest first."""
+    found = []
+    for path in Path(folder).glob("step-*"):
+        number = path.name.removeprefix("step-")
+        if number.isdecimal() and (path / MANIFEST).is_file():
+            found.append((int(number), path))
+    return sorted(found)
+
+
+def name_of(step: int) -> str:
+    """`step-00000250`."""
+    return f"step-{step:08d}"
+
+
+def problem(path: Path, part: int = 0, parts: int = 1) -> str:
+    """What is wrong with a checkpoint; empty when every file has its checksum. `part` of `parts` shares the reading."""
+    try:
+        manifest = files.read_json(path / MANIFEST)
+        for place, (name, checksum) in enumerate(sorted(manifest["files"].items())):
+            if place % parts == part and files.sha256(path / name) != checksum:
+                return f"{name} is damaged"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return str(error)
+    return ""
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The numbers beside the tensors: step, micro-batches and samples consumed, order, updates."""
+    return files.read_json(path / STATE)
+
+
+def load_weights(path: Path, which: str) -> dict[str, Tensor]:
+    """The trained weights of a checkpoint, `raw` or `ema`, whole, on the CPU, as the transformer names them.
+
+    They load with `model.load_state_dict(weights, strict=False)`: what is not trained is not in a checkpoint. Of a
+    LoRA run these are the additions; `training.lora.load_transformer` merges them. Raises ValueError for a damaged
+    checkpoint or another word than raw or ema.
+    """
+    if which not in ("raw", "ema"):
+        raise ValueError(f"weights are 'raw' or 'ema', not '{which}'")
+    wrong = problem(path)
+    if wrong:
+        raise ValueError(f"{path} cannot be loaded: {wrong}")
+    prefix = "model." if which == "raw" else "ema."
+    shapes = read_state(path).get("shapes") or {}
+    weights = {name.removeprefix(prefix): tensor for name, tensor in _whole(path, prefix).items()}
+    return {name: tensor.view(shapes.get(name, tensor.shape)) for name, tensor in weights.items()}
+
+
+def _whole(path: Path, prefix: str) -> dict[str, Tensor]:
+    """Tensors of a checkpoint whose names begin so, put together from all ranks' files."""
+    reader = HuggingFaceStorageReader(os.fspath(path))
+    wanted = {
+        name: torch.empty(about.size, dtype=about.properties.dtype)
+        for name, about in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith(prefix) and isinstance(about, TensorStorageMetadata)
+    }
+    _quietly(dcp.load, wanted, storage_reader=HuggingFaceStorageReader(os.fspath(path)), no_dist=True)
+    return wanted
+
+
+def to_delete(
+    steps: list[int], keep_last: int, keep_every: int | None, keep_best: int, losses: Mapping[int, float]
+) -> list[int]:
+    """Steps whose checkpoints go: all but the newest, those at multiples, and those with the lowest held-out loss."""
+    kept = set(sorted(steps)[-keep_last:])
+    if keep_every:
+        kept |= {step for step in steps if step % keep_every == 0}
+    if keep_best:
+        kept |= set(sorted((step for step in steps if step in losses), key=lambda step: losses[step])[:keep_best])
+    return sorted(set(steps) - kept)
+
+
+class Checkpoints:
+    """Writes and finds the checkpoints of one run. Every method is called by all ranks together."""
+
+    def __init__(self, folder: Path, rank: int, world_size: int, device: torch.device) -> None:
+        self.folder, self.rank, self.world_size = Path(folder), rank, world_size
+        # Collectives of the writing thread must not meet those of training.
+        self.group = dist.new_group(backend="gloo") if world_size > 1 else None
+        pinned = device.type == "cuda"
+        self.stager = DefaultStager(StagingOptions(pinned, False, False, pinned))
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.pending: Future[None] | None = None
+        self.failures = 0
+        self.lock = threading.Lock()
+        self.on_written: Any = None
+        """Called on rank 0, in the writing thread, with the step and folder of each finished checkpoint."""
+        if rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".step-*"):
+                shutil.rmtree(left, ignore_errors=True)
+        self._barrier()
+
+    def newest_good(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint whose files are whole, and a sentence per damaged one that was passed over."""
+        passed: list[str] = []
+        for _, path in reversed(self._agreed_list()):
+            wrong = problem(path, self.rank, self.world_size)
+            if not self._any(bool(wrong)):
+                return path, passed
+            passed.append(f"checkpoint {path.name} is damaged and was passed over{': ' + wrong if wrong else ''}")
+            logger.warning("%s", passed[-1])
+        return None, passed
+
+    def load(self, path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """Read a checkpoint into tensors, however they are sharded now; returns its state."""
+        reader = HuggingFaceStorageReader(os.fspath(path))
+        _quietly(dcp.load, tensors, storage_reader=reader, process_group=self.group, no_dist=self.world_size == 1)
+        return read_state(path)
+
+    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], wait: bool) -> None:
+        """Copy the tensors and write them, beside training unless `wait`. A write that fails is a warning.
+
+        With `wait` a failure raises OSError.
+        """
+        self.wait()
+        staged = self.stager.stage(tensors)
+        self.pending = self.pool.submit(self._write, step, staged, state)  # type: ignore[arg-type]
+        if wait:
+            self.wait(must_succeed=True)
+
+    def wait(self, must_succeed: bool = False) -> None:
+        """Until the write under way is over. Raises OSError when it failed and must not have."""
+        if self.pending is None:
+            return
+        error = self.pending.exception()
+        self.pending = None
+        if error is None:
+            self.failures = 0
+            return
+        self.failures += 1
+        sentence = f"a checkpoint could not be written: {_cause(error)}"
+        # torch's own exception is not an Exception.
+        if must_succeed or not isinstance(error, Exception | CheckpointException):
+            raise OSError(sentence) from error
+        logger.warning("%s; training goes on with the one before", sentence)
+
+    def close(self) -> None:
+        """Finish what is under way."""
+        self.wait()
+        self.pool.shutdown()
+        self.stager.close()
+
+    def prune(self, keep_last: int, keep_every: int | None, keep_best: int, losses: Mapping[int, float]) -> None:
+        """Delete checkpoints that no rule keeps. On rank 0, in the writing thread."""
+        found = dict(list_checkpoints(self.folder))
+        for step in to_delete(list(found), keep_last, keep_every, keep_best, losses):
+            # Renamed first: a half-deleted folder must not look like a checkpoint.
+            hidden = found[step].with_name(f".{found[step].name}.deleted")
+            os.replace(found[step], hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
+
+    def _write(self, step: int, staged: dict[str, Tensor], state: dict[str, Any]) -> None:
+        partial = self.folder / f".{name_of(step)}.partial"
+        try:
+            writer = HuggingFaceStorageWriter(os.fspath(partial), save_distributed=True)
+            _quietly(dcp.save, staged, storage_writer=writer, process_group=self.group, no_dist=self.world_size == 1)
+            self._together(lambda: self._finish(step, partial, state))
+        except BaseException:
+            if self.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _together(self, action: Callable[[], None]) -> None:
+        """Rank 0 acts; when it fails, every rank learns of it, so that none waits for the others in vain."""
+        error = None
+        if self.rank == 0:
+            try:
+                action()
+            except Exception as caught:
+                error = caught
+        if self._any(error is not None):
+            raise OSError(str(error) if error else "rank 0 could not finish it") from error
+
+    def _finish(self, step: int, partial: Path, state: dict[str, Any]) -> None:
+        files.write_json(partial / STATE, state)
+        checksums = {path.name: files.sha256(path) for path in sorted(partial.iterdir())}
+        files.write_json(partial / MANIFEST, {"files": checksums, "time_s": time.time()})
+        final = self.folder / name_of(step)
+        if final.exists():
+            hidden = final.with_name(f".{final.name}.replaced")
+            shutil.rmtree(hidden, ignore_errors=True)
+            os.replace(final, hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
+        os.replace(partial, final)
+        _sync(self.folder)
+        if self.on_written:
+            self.on_written(step, final)
+
+    def _agreed_list(self) -> list[tuple[int, Path]]:
+        """Rank 0's view of the folder: a shared file system may show the ranks different ones."""
+        found = [list_checkpoints(self.folder)]
+        if self.group is not None:
+            dist.broadcast_object_list(found, src=0, group=self.group)
+        return found[0]
+
+    def _any(self, value: bool) -> bool:
+        flag = torch.tensor([float(value)])
+        if self.group is not None:
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
+        return bool(flag.item())
+
+    def _barrier(self) -> None:
+        if self.group is not None:
+            dist.barrier(group=self.group)
+
+
+def _quietly(function: Any, *arguments: Any, **keywords: Any) -> None:
+    """Call without torch's warning that a single process saves by itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        function(*arguments, **keywords)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cause(error: BaseException) -> str:
+    """The first reason inside an error that collects those of all ranks."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        rank, (inner, _) = next(iter(failures.items()))
+        return f"rank {rank}: {inner}"
+    return str(error) or type(error).__name__

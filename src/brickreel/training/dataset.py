@@ -1,0 +1,148 @@
+"""Micro-batches of latents, read ahead by threads."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from brickreel.config import RunData
+from brickreel.training import latents
+from brickreel.training.buckets import BucketPlan, fingerprint, items_of, rows_of
+from brickreel.training.order import MicroBatch
+from brickreel.training.randomness import Showing
+
+Reader = Callable[[Mapping[str, Any], Showing], latents.Sample]
+
+
+@dataclass
+class Batch:
+    """Clips of one shape. mean and logvar [B, C, T, h, w] bf16; text [B, 1, L, channels] bf16, padded with zeros."""
+
+    ids: list[str]
+    mean: Tensor
+    logvar: Tensor
+    text: Tensor
+    lengths: tuple[int, ...]
+    """Text tokens per sample."""
+    showings: list[Showing]
+    valid: Tensor
+    """float [B]: 0 for a sample that could not be read, whose latents are zeros."""
+    problems: list[str]
+    frames: int
+    height: int
+    width: int
+    """Pixels."""
+    fps: list[float]
+    scaling_factor: float
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns."""
+        return self.mean.shape[2], self.mean.shape[3], self.mean.shape[4]
+
+
+class Dataset:
+    """The training clips of a run, by bucket and place as the order names them.
+
+    Raises ValueError when the plan was made from another dataset.
+    """
+
+    def __init__(
+        self,
+        index: pa.Table,
+        data: RunData,
+        plan: BucketPlan,
+        identity: str,
+        channels: tuple[int, int],
+        reader: Reader | None = None,
+    ) -> None:
+        rows = rows_of(index, data)
+        if fingerprint(rows) != plan.fingerprint:
+            raise ValueError("the plan was made from another dataset: run the plan stage again")
+        found = items_of(rows, "train")
+        self.plan, self.identity, self.channels = plan, identity, channels
+        self.buckets = [[clip for source in bucket.sources for clip in found[source]] for bucket in plan.buckets]
+        self.heldout = items_of(rows, "heldout")
+        self.reader = reader or read_encoded
+
+    def batch(self, micro_batch: MicroBatch) -> Batch:
+        """Read one micro-batch. A sample that cannot be read stands in it with `valid` 0 and its reason."""
+        bucket = self.plan.buckets[micro_batch.bucket]
+        rows, showings = [], []
+        for item, occurrence in zip(micro_batch.items.tolist(), micro_batch.occurrences.tolist(), strict=True):
+            showing = Showing(self.identity, occurrence)
+            variants = self.buckets[micro_batch.bucket][item]
+            place = int(showing.generator("variant").integers(len(variants))) if len(variants) > 1 else 0
+            rows.append(variants[place])
+            showings.append(showing)
+        return read_batch(rows, showings, bucket.frames, self.reader, self.channels)
+
+
+def read_encoded(row: Mapping[str, Any], showing: Showing) -> latents.Sample:
+    """The reader of what `encode` wrote."""
+    return latents.read(row)
+
+
+def read_batch(
+    rows: list[dict[str, Any]], showings: list[Showing], frames: int, reader: Reader, channels: tuple[int, int]
+) -> Batch:
+    """Read samples of one shape; longer ones are cut to their first `frames` frames.
+
+    `channels`: of the latent and of the text. They matter where no sample can be read: zeros of the least size then
+    keep this rank in step with the others.
+    """
+    samples: list[latents.Sample | None] = []
+    problems = []
+    for row, showing in zip(rows, showings, strict=True):
+        try:
+            samples.append(reader(row, showing))
+        except (ValueError, OSError) as error:
+            samples.append(None)
+            problems.append(str(error))
+    size = next((sample.mean.shape[2:] for sample in samples if sample is not None), (2, 2))
+    tokens = max([len(sample.text) for sample in samples if sample is not None], default=1)
+    mean = torch.zeros(len(rows), channels[0], frames, *size, dtype=torch.bfloat16)
+    logvar = torch.zeros_like(mean)
+    text = torch.zeros(len(rows), 1, tokens, channels[1], dtype=torch.bfloat16)
+    for place, sample in enumerate(samples):
+        if sample is not None:
+            mean[place], logvar[place] = sample.mean[:, :frames], sample.logvar[:, :frames]
+            text[place, 0, : len(sample.text)] = sample.text
+    return Batch(
+        ids=[row["sample_id"] for row in rows],
+        mean=mean,
+        logvar=logvar,
+        text=text,
+        lengths=tuple(1 if sample is None else len(sample.text) for sample in samples),
+        showings=showings,
+        valid=torch.tensor([0.0 if sample is None else 1.0 for sample in samples]),
+        problems=problems,
+        frames=frames,
+        height=rows[0]["height"],
+        width=rows[0]["width"],
+        fps=[row["pose_rate"] for row in rows],
+        scaling_factor=rows[0]["scaling_factor"],
+    )
+
+
+def prefetched(make: Callable[[int], Batch], numbers: Iterable[int], threads: int, ahead: int) -> Iterator[Batch]:
+    """`make(number)` for each number, in order, computed by threads up to `ahead` items early.
+
+    Threads suffice: reading mapped files, checksums and copies all release the interpreter's lock.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+    waiting: deque[Future[Batch]] = deque()
+    try:
+        for number in numbers:
+            waiting.append(pool.submit(make, number))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,184 @@
+"""The held-out loss: frozen clips, noise and timesteps, so that two readings differ by the weights alone.
+
+The training loss of diffusion hardly falls, since timestep and noise decide most of it. Here every reading asks the
+same questions, and the answers are reported per range of timesteps, with an interval, and relative to step 0.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from brickreel import tables
+from brickreel.config import Run
+from brickreel.training import objective
+from brickreel.training.buckets import BucketPlan
+from brickreel.training.dataset import Batch, Dataset, read_batch, read_encoded
+from brickreel.training.randomness import Showing
+
+# A backward pass costs twice a forward pass.
+FORWARDS_PER_TRAINED_SAMPLE = 3
+LEAST_CLIPS = 2
+
+
+@dataclass(frozen=True)
+class Question:
+    """One held-out sample at one frozen timestep."""
+
+    row: dict[str, Any]
+    clip: int
+    bin: int
+    timestep: int
+
+
+def timestep_range(bin_number: int, bins: int) -> tuple[int, int]:
+    """First timestep of a bin, and the one after its last."""
+    return objective.TIMESTEPS * bin_number // bins, objective.TIMESTEPS * (bin_number + 1) // bins
+
+
+def clips_within_budget(run: Run, plan: BucketPlan, available: int) -> int:
+    """How many clips a reading can afford, for raw and EMA weights, within the run's share of training compute."""
+    samples = run.gauge_every * run.micro_batches * plan.samples / plan.micro_batches
+    forwards = run.gauge_share * samples * FORWARDS_PER_TRAINED_SAMPLE
+    affordable = int(forwards / (2 * run.gauge_bins))
+    return min(available, run.gauge_clips, max(LEAST_CLIPS, affordable))
+
+
+def questions(dataset: Dataset, run: Run, plan: BucketPlan) -> list[Question]:
+    """The frozen questions: clips spread over the held-out films and buckets, each at one timestep per bin."""
+    clips = [variants[0] for items in dataset.heldout.values() for variants in items]
+    clips.sort(key=lambda row: Showing(row["sample_id"], 0).generator("variant").random())
+    chosen = clips[: clips_within_budget(run, plan, len(clips))]
+    asked = []
+    for clip, row in enumerate(chosen):
+        generator = Showing(f"gauge/{row['sample_id']}", 0).generator("timestep")
+        for number in range(run.gauge_bins):
+            low, high = timestep_range(number, run.gauge_bins)
+            asked.append(Question(row, clip, number, int(generator.integers(low, high))))
+    return asked
+
+
+class Gauge:
+    """Reads the held-out loss of one run on all ranks together."""
+
+    def __init__(
+        self, dataset: Dataset, run: Run, plan: BucketPlan, rank: int, world_size: int, device: torch.device
+    ) -> None:
+        self.run, self.rank, self.world_size, self.device = run, rank, world_size, device
+        self.dataset = dataset
+        self.questions = questions(dataset, run, plan)
+        self.kind = objective.diffusion(run)
+        self.batches: list[tuple[list[int], Batch]] | None = None
+
+    def read(self, model: nn.Module, autocast: torch.dtype | None) -> list[list[float]]:
+        """Loss per bin and clip with the model's present weights; the same on every rank."""
+        if self.batches is None:
+            self.batches = [(places, self._batch(places)) for places in self._dealt()]
+        answers = torch.zeros(len(self.questions), dtype=torch.float64, device=self.device)
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            for places, batch in self.batches:
+                drawn = self._draw(places, batch)
+                found = objective.losses(self.kind, model, batch, drawn, autocast)
+                if places[0] >= 0:
+                    absent = batch.valid.to(self.device) == 0
+                    answers[torch.tensor(places, device=self.device)] = found.double().masked_fill(absent, math.nan)
+        model.train(training)
+        if self.world_size > 1:
+            dist.all_reduce(answers)
+        values = answers.tolist()
+        bins: list[list[float]] = [[] for _ in range(self.run.gauge_bins)]
+        for question, value in zip(self.questions, values, strict=True):
+            bins[question.bin].append(value)
+        return bins
+
+    def _dealt(self) -> list[list[int]]:
+        """This rank's questions in batches of one clip; every rank has as many, padded with [-1]."""
+        clips: dict[int, list[int]] = {}
+        for place, question in enumerate(self.questions):
+            clips.setdefault(question.clip, []).append(place)
+        groups = list(clips.values())
+        mine = groups[self.rank :: self.world_size]
+        rounds = -(-len(groups) // self.world_size)
+        return mine + [[-1]] * (rounds - len(mine))
+
+    def _batch(self, places: list[int]) -> Batch:
+        asked = [self.questions[max(place, 0)] for place in places]
+        showings = [Showing(f"gauge/{question.row['sample_id']}", 1 + question.bin) for question in asked]
+        rows = [question.row for question in asked]
+        return read_batch(rows, showings, rows[0]["frames"], read_encoded, self.dataset.channels)
+
+    def _draw(self, places: list[int], batch: Batch) -> objective.Draw:
+        timesteps = [self.questions[max(place, 0)].timestep for place in places]
+        return objective.Draw(
+            objective.latents(batch, self.device),
+            torch.tensor(timesteps, device=self.device),
+            objective.noise(batch, self.device),
+            None,
+            torch.zeros(len(places), dtype=torch.bool, device=self.device),
+        )
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval over clips (Student's t); with one clip the interval is the value."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, mean, mean
+    from scipy import stats  # here, since it takes a second to import
+
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    reach = float(stats.t.ppf(0.975, len(values) - 1)) * spread
+    return mean, mean - reach, mean + reach
+
+
+def first_losses(path: Path) -> dict[tuple[str, int], float]:
+    """Losses of step 0, by weights and bin, from `gauge.jsonl`."""
+    rows = tables.read_log("gauge", path).to_pylist()
+    return {(row["weights"], row["bin"]): row["loss"] for row in rows if row["step"] == 0}
+
+
+def mean_losses(path: Path, weights: str = "ema") -> dict[int, float]:
+    """Step -> held-out loss, averaged over bins."""
+    found: dict[int, dict[int, float]] = {}
+    for row in tables.read_log("gauge", path).to_pylist():
+        if row["weights"] == weights and row["loss"] is not None:
+            found.setdefault(row["step"], {})[row["bin"]] = row["loss"]
+    return {step: math.fsum(bins.values()) / len(bins) for step, bins in found.items()}
+
+
+def write(path: Path, attempt: int, step: int, readings: Mapping[str, list[list[float]]]) -> None:
+    """Append a reading to `gauge.jsonl`, one row per weights and bin. `readings`: weights -> bins -> clips."""
+    first = first_losses(path)
+    for weights, bins in readings.items():
+        for number, values in enumerate(bins):
+            finite = [value for value in values if math.isfinite(value)]
+            if not finite:
+                continue
+            loss, low, high = interval(finite)
+            at_start = first.get((weights, number), loss)
+            t_low, t_high = timestep_range(number, len(bins))
+            tables.log(
+                "gauge",
+                path,
+                {
+                    "attempt": attempt,
+                    "step": step,
+                    "time_s": time.time(),
+                    "weights": weights,
+                    "bin": number,
+                    "t_low": t_low,
+                    "t_high": t_high,
+                    "loss": loss,
+                    "low": low,
+                    "high": high,
+                    "relative": loss / at_start if at_start else None,
+                    "clips": len(finite),
+                },
+            )

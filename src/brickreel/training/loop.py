@@ -1,0 +1,335 @@
+"""The training loop: the same steps on any number of ranks.
+
+A step shows a fixed list of micro-batches. Each rank takes its share, sums the losses of its samples, and after the
+gradients are added over the ranks one small collective brings loss, norms and requests to stop together, so that all
+ranks decide alike: update, skip, or stop with a checkpoint.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from brickreel.cluster.exits import Interrupted
+from brickreel.cluster.ranks import Ranks
+from brickreel.config import Run, Train
+from brickreel.models.stdit2.flops import forward_flops
+from brickreel.progress import Bar
+from brickreel.training import backends, checkpoint, gauge, objective
+from brickreel.training.checkpoint import Checkpoints
+from brickreel.training.dataset import Batch, Dataset, prefetched
+from brickreel.training.order import Order, deal
+from brickreel.training.schedule import learning_rate
+from brickreel.training.signals import StopRequest, noticed
+from brickreel.training.steplog import Clock, StepLog
+from brickreel.training.tracking import Trackers
+
+__all__ = ["Interrupted", "Trainer"]
+
+logger = logging.getLogger("brickreel")
+
+# A backward pass costs twice a forward pass; recomputation is not counted.
+PASSES = 3
+
+
+@dataclass
+class Progress:
+    """What a checkpoint stores beside tensors."""
+
+    step: int = 0
+    micro_batches: int = 0
+    """Shown so far in the present order."""
+    samples: int = 0
+    """Shown so far, over all ranks and orders."""
+    skipped: int = 0
+    unreadable: int = 0
+
+
+@dataclass
+class Outcome:
+    """What the ranks found together in one step."""
+
+    loss: float
+    samples: float
+    gradient_square: float
+    weight_square: float
+    unreadable: int
+    stop: bool
+
+    @property
+    def finite(self) -> bool:
+        """Whether the step may be taken."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_square) and self.samples > 0
+
+
+class Trainer:
+    """One attempt of one run on this rank."""
+
+    def __init__(
+        self, name: str, folder: Path, run: Run, settings: Train, ranks: Ranks, device: torch.device, attempt: int
+    ) -> None:
+        self.name, self.folder, self.run, self.settings = name, folder, run, settings
+        self.ranks, self.device, self.attempt = ranks, device, attempt
+        self.progress = Progress()
+        self.skipped_in_a_row = 0
+        self.clock = Clock(device)
+        self.log = StepLog(folder / "steps", attempt, ranks.rank)
+
+    def prepare(self, model: nn.Module, dataset: Dataset, order: Order) -> None:
+        """Put the model under its backend and continue from the newest good checkpoint, if there is one.
+
+        Raises ValueError when that checkpoint belongs to another order and the settings refuse it.
+        """
+        self.model_settings = model.config
+        if self.run.grad_checkpoint:
+            model.enable_gradient_checkpointing()  # type: ignore[operator]
+        self.dataset, self.order = dataset, order
+        backend = backends.choose(self.run.backend, self.ranks.world_size, self.device)
+        self.backend = backends.build(backend, model.train(), self.run, self.ranks.world_size, self.device)
+        self.kind = objective.diffusion(self.run)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.ranks.rank, self.ranks.world_size, self.device)
+        self.checkpoints.on_written = self._written
+        self.gauge = gauge.Gauge(dataset, self.run, order.plan, self.ranks.rank, self.ranks.world_size, self.device)
+        self.warnings = self._resume()
+
+    def _resume(self) -> list[str]:
+        path, warnings = self.checkpoints.newest_good()
+        if path is None:
+            return warnings
+        self._check_layout(path)
+        state = self.checkpoints.load(path, self.backend.state())
+        self.backend.loaded(state["updates"])
+        known = {name: state[name] for name in ("step", "micro_batches", "samples", "skipped", "unreadable")}
+        self.progress = Progress(**known)
+        if state["order"] != self.order.identity:
+            if self.settings.new_dataset == "refuse":
+                raise ValueError(
+                    f"checkpoint {path.name} was made with another dataset, bucket plan or seed: restore them, start"
+                    " a run of another name, or set train.new_dataset: fresh_order to keep its weights"
+                )
+            self.progress.micro_batches = 0
+            warnings.append(f"the dataset, bucket plan or seed changed after {path.name}: a fresh order starts")
+        logger.info("%s: continuing from %s", self.name, path.name)
+        return warnings
+
+    def _check_layout(self, path: Path) -> None:
+        """Raise ValueError when the checkpoint's tensors are flat and the backend's are not, or the other way round."""
+        if bool(checkpoint.read_state(path).get("shapes")) != bool(self.backend.shapes()):
+            raise ValueError(
+                f"checkpoint {path.name} was written by another kind of backend: ddp and fsdp2 continue each other's"
+                " checkpoints, colossalai only its own. Set the backend back, or start a run of another name"
+            )
+
+    def fit(self) -> None:
+        """Train to the last step. Raises Interrupted when asked to stop, with a checkpoint written."""
+        trackers = Trackers(self.settings.trackers if self.ranks.rank == 0 else (), self.name, self.folder)
+        left = max(0, self.run.max_steps - self.progress.step)
+        batches = self._batches(left)
+        try:
+            with noticed() as request, Bar(f"train {self.name}", left, "steps") as bar:
+                if self.progress.step == 0:
+                    self._gauge()
+                self.clock.read()
+                for _ in range(left):
+                    row = self._step(batches, request)
+                    if self.ranks.rank == 0 and row["step"] % self.settings.track_every == 0:
+                        trackers.write(row["step"], _curves(row))
+                    bar.advance(note=f"loss {row['loss']:.4f}" if row["loss"] is not None else "skipped")
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+            trackers.close()
+            self.checkpoints.close()
+
+    def _batches(self, steps: int) -> Iterator[Batch]:
+        """This rank's micro-batches of the next steps, read ahead."""
+        first, count = self.progress.micro_batches, self.run.micro_batches
+        rank, world_size = self.ranks.rank, self.ranks.world_size
+        numbers = (
+            share.number for step in range(steps) for share in deal(first + step * count, count, rank, world_size)
+        )
+        make = lambda number: self.dataset.batch(self.order.micro_batch(number))  # noqa: E731
+        return prefetched(make, numbers, self.settings.loader_threads, self.settings.prefetch)
+
+    def _step(self, batches: Any, request: StopRequest) -> dict[str, Any]:
+        step, count = self.progress.step + 1, self.run.micro_batches
+        expected = self.order.samples(self.progress.micro_batches, count)
+        shares = deal(self.progress.micro_batches, count, self.ranks.rank, self.ranks.world_size)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        shown = _Shown()
+        for place, share in enumerate(shares):
+            batch = self._next(batches)
+            sums += self._micro_batch(batch, share.weight, expected, last=place == len(shares) - 1)
+            if share.weight:
+                shown.count(batch, self.model_settings)
+        outcome = self._agree(sums, request)
+        lr = learning_rate(self.run.schedule, step)
+        norm = math.sqrt(outcome.gradient_square) if outcome.gradient_square >= 0 else math.nan
+        self._apply(outcome, expected, lr, norm)
+        self.progress.step = step
+        self.progress.micro_batches += count
+        self.progress.samples += expected
+        self.progress.unreadable += outcome.unreadable
+        self._between_steps(outcome, request)
+        row = {
+            "step": step,
+            "samples": shown.samples,
+            "sample_ids": shown.ids,
+            "tokens": shown.tokens,
+            "flops": shown.flops,
+            "loss": outcome.loss if outcome.finite else None,
+            "grad_norm": norm if outcome.finite else None,
+            "weight_norm": math.sqrt(outcome.weight_square),
+            "lr": lr,
+            "skipped": not outcome.finite,
+        }
+        self.log.write(self._seconds(), row)
+        self._check_limits(shown)
+        if outcome.stop and step < self.run.max_steps:
+            self.checkpoints.wait()
+            raise Interrupted(f"stopped on request after step {step} of {self.run.max_steps}, with a checkpoint")
+        return row
+
+    def _next(self, batches: Any) -> Batch:
+        since = time.perf_counter()
+        batch = next(batches)
+        self.clock.add("data", time.perf_counter() - since)
+        return batch
+
+    def _micro_batch(self, batch: Batch, weight: float, expected: int, last: bool) -> torch.Tensor:
+        """Forward and backward; sum of losses, number of samples, number of unreadable ones: float64 [3]."""
+        with self.backend.round(last):
+            mark = self.clock.mark()
+            drawn = objective.draw(batch, self.run, self.device)
+            counted = batch.valid.to(self.device) * weight
+            found = objective.losses(self.kind, self.backend.wrapped, batch, drawn, self.backend.autocast)
+            total = (found * counted).sum()
+            mark = self.clock.span("forward", mark)
+            self.backend.backward(total / expected)
+            self.clock.span("backward", mark)
+        unreadable = (weight - counted).sum() if weight else counted.sum()
+        return torch.stack([total.detach(), counted.sum(), unreadable]).double()
+
+    def _agree(self, sums: torch.Tensor, request: StopRequest) -> Outcome:
+        """Bring the step's numbers together: the one place where the host waits for the device."""
+        squares = self.backend.squares()
+        flag = torch.tensor([float(bool(request))], dtype=torch.float64, device=self.device)
+        mine = torch.cat([sums, flag, squares])
+        self.clock.add("local", time.perf_counter() - self.clock.begun - self.backend.comm_s)
+        mark = self.clock.mark()
+        if self.ranks.world_size > 1:
+            summed = mine if self.backend.sharded else mine[:4]
+            dist.all_reduce(summed)
+        self.clock.span("comm", mark)
+        loss, samples, unreadable, stop, gradient, weights = mine.tolist()
+        mean = loss / samples if samples else math.nan
+        return Outcome(mean, samples, gradient, weights, int(unreadable), stop > 0)
+
+    def _apply(self, outcome: Outcome, expected: int, lr: float, norm: float) -> None:
+        mark = self.clock.mark()
+        if outcome.finite:
+            # The backward pass divided by the samples of the plan; unreadable ones leave fewer.
+            scale = expected / outcome.samples
+            clip = min(1.0, self.run.clip_norm / (norm * scale + 1e-6))
+            self.backend.update(lr, scale * clip)
+            self.skipped_in_a_row = 0
+        else:
+            self.backend.skip()
+            self.skipped_in_a_row += 1
+            self.progress.skipped += 1
+            logger.warning("%s: step %d is not finite and is skipped", self.name, self.progress.step + 1)
+        self.clock.span("optimizer", mark)
+
+    def _between_steps(self, outcome: Outcome, request: StopRequest) -> None:
+        """Held-out loss and checkpoint, where they are due."""
+        step, last = self.progress.step, self.progress.step == self.run.max_steps
+        if step % self.run.gauge_every == 0 or last:
+            self._gauge()
+        if step % self.run.checkpoint_every == 0 or last or outcome.stop:
+            self._save(wait=last or outcome.stop or not self.settings.async_checkpoints)
+
+    def _gauge(self) -> None:
+        """Read the held-out loss with raw and EMA weights; at step 0 they are the same."""
+        since = time.perf_counter()
+        if self.gauge.questions:
+            readings = {"raw": self._read_gauge()}
+            if self.progress.step == 0:
+                readings["ema"] = readings["raw"]
+            else:
+                self.backend.swap_ema()
+                readings["ema"] = self._read_gauge()
+                self.backend.swap_ema()
+            if self.ranks.rank == 0:
+                gauge.write(self.folder / "gauge.jsonl", self.attempt, self.progress.step, readings)
+        self.clock.add("gauge", time.perf_counter() - since)
+
+    def _read_gauge(self) -> list[list[float]]:
+        found = self.gauge.read(self.backend.model, self.backend.autocast)
+        self.backend.rest()
+        return found
+
+    def _save(self, wait: bool) -> None:
+        since = time.perf_counter()
+        state = vars(self.progress) | {
+            "order": self.order.identity,
+            "updates": self.backend.updates(),
+            "world_size": self.ranks.world_size,
+            "shapes": self.backend.shapes(),
+        }
+        self.checkpoints.save(self.progress.step, self.backend.state(), state, wait)
+        self.clock.add("checkpoint", time.perf_counter() - since)
+
+    def _written(self, step: int, path: Path) -> None:
+        losses = gauge.mean_losses(self.folder / "gauge.jsonl")
+        self.checkpoints.prune(self.run.keep_last, self.run.keep_every, self.run.keep_best, losses)
+
+    def _seconds(self) -> dict[str, float]:
+        seconds = self.clock.read()
+        seconds["comm"] += self.backend.comm_s
+        seconds["backward"] -= self.backend.comm_s
+        self.backend.comm_s = 0.0
+        return seconds
+
+    def _check_limits(self, shown: "_Shown") -> None:
+        for sentence in shown.problems:
+            logger.warning("%s: %s; it counts as absent", self.name, sentence)
+        if self.skipped_in_a_row >= self.run.max_skipped:
+            raise ValueError(
+                f"{self.skipped_in_a_row} steps in a row were not finite (max_skipped): lower schedule.lr, or look at"
+                f" the samples of the last steps in {self.log.path}"
+            )
+        if self.progress.unreadable >= self.run.max_unreadable:
+            raise ValueError(
+                f"{self.progress.unreadable} samples could not be read (max_unreadable): encode them again, the"
+                " warnings above name the files"
+            )
+
+
+class _Shown:
+    """What this rank showed in one step."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.problems: list[str] = []
+        self.samples = self.tokens = 0
+        self.flops = 0.0
+
+    def count(self, batch: Batch, settings: Any) -> None:
+        """Add a micro-batch. Tokens are latent patches of one frame and 2 x 2 latent pixels."""
+        frames, rows, columns = batch.grid
+        self.ids += batch.ids
+        self.problems += batch.problems
+        self.samples += len(batch.ids)
+        self.tokens += len(batch.ids) * frames * -(-rows // 2) * -(-columns // 2)
+        self.flops += PASSES * sum(forward_flops(settings, frames, rows, columns, length) for length in batch.lengths)
+
+
+def _curves(row: dict[str, Any]) -> dict[str, float]:
+    names = {"loss": "train/loss", "grad_norm": "train/grad_norm", "weight_norm": "train/weight_norm", "lr": "train/lr"}
+    return {title: row[name] for name, title in names.items() if row[name] is not None}

@@ -1,0 +1,125 @@
+"""A run's largest micro-batch, forward and backward, before training: does it fit, and how long does it take?
+
+The model has its real size and random weights, the latents are random: memory and time do not depend on values.
+"""
+
+import sys
+import time
+from typing import Any, NamedTuple
+
+import torch
+
+from brickreel.cluster.ranks import Ranks
+from brickreel.config import Base, Run
+from brickreel.models import load
+from brickreel.training import backends, objective
+from brickreel.training.buckets import Bucket, BucketPlan
+from brickreel.training.dataset import Batch
+from brickreel.training.randomness import Showing
+
+# Pixels per latent row and column: the base models' autoencoders halve three times.
+DOWNSAMPLE = 8
+
+
+class Rehearsal(NamedTuple):
+    """What the steps took on this rank."""
+
+    bucket: str
+    seconds: tuple[float, ...]
+    """Per step; the first one is left out, which also compiles and allocates."""
+    peak_gib: float | None
+    """Of GPU memory; None on a CPU."""
+    total_gib: float | None
+
+
+def worst_bucket(plan: BucketPlan) -> Bucket:
+    """The bucket with the most latent pixels per micro-batch."""
+    return max(plan.buckets, key=lambda bucket: bucket.frames * bucket.height * bucket.width * bucket.batch)
+
+
+def build(base: Base, run: Run, ranks: Ranks, device: torch.device) -> Any:
+    """The run's model under its backend, with random weights. Raises ValueError or OSError without a base."""
+    folder = load.locate("transformer", **base.transformer.model_dump())
+    torch.manual_seed(run.seed)
+    model = load.empty_transformer(folder)
+    if run.grad_checkpoint:
+        model.enable_gradient_checkpointing()
+    name = backends.choose(run.backend, ranks.world_size, device)
+    return backends.build(name, model.train(), run, ranks.world_size, device)
+
+
+def rehearse(backend: Any, run: Run, plan: BucketPlan, device: torch.device, steps: int = 1) -> Rehearsal:
+    """Take `steps` steps and one before them. A collective call of all ranks, since the backend's gradients are."""
+    bucket = worst_bucket(plan)
+    kind = objective.diffusion(run)
+    batch = random_batch(bucket, backend.model.config)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = [_step(backend, kind, run, batch, device) for _ in range(1 + steps)]
+    peak = total = None
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / 2**30
+        total = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return Rehearsal(bucket.name, tuple(seconds[1:]), peak, total)
+
+
+def main(source: str, name: str, steps: int = 20) -> None:
+    """Take real steps of a run in a process of its own and print the slowest rank's seconds, from rank 0."""
+    import json
+
+    import torch.distributed as dist
+
+    from brickreel import config, files
+    from brickreel.cluster import distributed
+    from brickreel.training.encoding import choose_device
+
+    settings = config.load(source)
+    ranks = distributed.start()
+    device = choose_device("auto", ranks.local_rank)
+    plan = BucketPlan.from_json(files.read_json(f"results/plan/{name}/plan.json")["buckets"])
+    run = settings.run(name)
+    found = torch.tensor(rehearse(build(settings.base, run, ranks, device), run, plan, device, steps).seconds)
+    if ranks.world_size > 1:
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    if ranks.rank == 0:
+        print(json.dumps({"seconds": found.tolist()}))
+    distributed.stop()
+
+
+def _step(backend: Any, kind: Any, run: Run, batch: Batch, device: torch.device) -> float:
+    started = time.perf_counter()
+    with backend.round(True):
+        found = objective.losses(kind, backend.wrapped, batch, objective.draw(batch, run, device), backend.autocast)
+        backend.backward(found.mean())
+    backend.squares()
+    backend.update(0.0, 1.0)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def random_batch(bucket: Bucket, sizes: Any) -> Batch:
+    """A micro-batch in the bucket's shape; texts are as long as the model takes them."""
+    count = min(bucket.batch, bucket.slots)
+    rows, columns = bucket.height // DOWNSAMPLE, bucket.width // DOWNSAMPLE
+    latent = torch.randn(count, sizes.in_channels, bucket.frames, rows, columns).bfloat16()
+    tokens = int(sizes.model_max_length)
+    return Batch(
+        ids=[f"rehearsal-{place}" for place in range(count)],
+        mean=latent,
+        logvar=torch.zeros_like(latent),
+        text=torch.randn(count, 1, tokens, sizes.caption_channels).bfloat16(),
+        lengths=(tokens,) * count,
+        showings=[Showing("rehearsal", place) for place in range(count)],
+        valid=torch.ones(count),
+        problems=[],
+        frames=bucket.frames,
+        height=bucket.height,
+        width=bucket.width,
+        fps=[8.0] * count,
+        scaling_factor=1.0,
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

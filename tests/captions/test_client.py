@@ -1,0 +1,176 @@
+import asyncio
+import json
+
+import pytest
+
+from brickreel.captions import client
+from brickreel.captions.answer import Answer, response_format
+from brickreel.config import Caption
+from captions import project
+
+ANSWER = {
+    "outcome": "described",
+    "caption": "A red figure walks to the left.",
+    "subjects": "figure",
+    "action": "walks",
+    "camera": "still",
+    "setting": "street",
+    "style": "bright",
+    "confidence": 0.9,
+}
+
+
+def completion(content=None, finish="stop", **other):
+    message = {"role": "assistant", "content": json.dumps(ANSWER) if content is None else content, "refusal": None}
+    value = {
+        "choices": [{"index": 0, "message": message | other.pop("message", {}), "finish_reason": finish}],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 20},
+    }
+    return value | other
+
+
+def test_structured_answer_is_read_with_its_tokens():
+    reply = client.read(completion())
+    assert (reply.outcome, reply.billed, reply.tokens_in, reply.tokens_out) == ("ok", "reported", 100, 20)
+    assert reply.answer == Answer(**ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("value", "outcome", "reason", "billed"),
+    [
+        (completion(message={"refusal": "I cannot."}), "dropped", "refusal: I cannot.", "reported"),
+        (completion(finish="content_filter"), "dropped", "refusal: content filter", "reported"),
+        (completion('{"capt', finish="length"), "dropped", "the answer was cut at max_tokens", "reported"),
+        (completion('{"caption": "x"}'), "failed", "the answer does not follow the schema", "reported"),
+        (completion("plain words"), "failed", "the answer does not follow the schema", "reported"),
+        (completion(json.dumps(ANSWER | {"confidence": 7})), "failed", "does not follow the schema", "reported"),
+        (completion(message={"content": None}), "failed", "the answer does not follow the schema", "reported"),
+        (completion(choices=[]), "failed", "the response has no choices", "reported"),
+        (completion(choices=None, usage=None), "failed", "the response has no choices", "unknown"),
+        ({"result": 1}, "failed", "the response has no choices", "unknown"),
+        (["a list"], "failed", "the response has no choices", "unknown"),
+        (None, "failed", "the response has no choices", "unknown"),
+    ],
+)
+def test_every_other_shape_has_an_outcome_a_reason_and_says_whether_it_was_paid(value, outcome, reason, billed):
+    reply = client.read(value)
+    assert (reply.outcome, reply.billed) == (outcome, billed)
+    assert reason in reply.reason
+    assert reply.answer is None
+
+
+def test_body_that_is_not_json_counts_as_paid():
+    assert client.read_bytes(b'{"choices": [').billed == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(401, None), (403, None), (404, None), (429, "insufficient_quota"), (400, "model_not_found")]
+)
+def test_errors_that_concern_every_request_are_raised(status, code):
+    with pytest.raises(client.EndpointError, match=f"refuses every request .{status}.: the words"):
+        client.read_error(status, code, "the words", {})
+
+
+@pytest.mark.parametrize(
+    ("status", "limited", "pointless"),
+    [
+        (429, True, False),
+        (500, False, False),
+        (503, False, False),
+        (408, False, False),
+        (400, False, True),
+        (413, False, True),
+    ],
+)
+def test_other_errors_say_whether_to_wait_or_to_give_up(status, limited, pointless):
+    reply = client.read_error(status, None, "words", {"retry-after": "3"})
+    assert (reply.outcome, reply.limited, reply.pointless, reply.billed) == ("failed", limited, pointless, "none")
+    if not pointless:
+        assert reply.retry_after_s == 3
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "2"}, 2),
+        ({"retry-after-ms": "150", "retry-after": "2"}, 0.15),
+        ({"retry-after": "-5"}, 0),
+        ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_read_in_its_forms(headers, seconds):
+    assert client.retry_after(headers) == seconds
+
+
+def test_body_has_prompt_pictures_schema_and_what_was_wrong_before():
+    body = client.body(Caption(model="m", detail="high", max_tokens=7), "Describe.", [b"one", b"two"], "Again.")
+    first, second = body["messages"]
+    assert [part["type"] for part in first["content"]] == ["text", "image_url", "image_url"]
+    assert first["content"][1]["image_url"] == {"url": "data:image/jpeg;base64,b25l", "detail": "high"}
+    assert second["content"] == [{"type": "text", "text": "Again."}]
+    assert (body["model"], body["max_tokens"]) == ("m", 7)
+    assert body["response_format"] == response_format()
+
+
+def test_schema_asks_for_every_field_and_nothing_else():
+    schema = response_format()["json_schema"]["schema"]
+    assert set(schema["required"]) == set(schema["properties"]) == set(Answer.model_fields)
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["outcome"]["enum"] == [
+        "described", "not enough information", "single image", "no movement",
+    ]  # fmt: skip
+
+
+def test_key_comes_from_the_environment_and_is_not_needed_for_a_server_of_ones_own(monkeypatch):
+    monkeypatch.setenv("A_KEY", " sk-1 ")
+    assert client.api_key(Caption(api_key_env="A_KEY")) == "sk-1"
+    monkeypatch.delenv("A_KEY")
+    with pytest.raises(ValueError, match="A_KEY"):
+        client.api_key(Caption(api_key_env="A_KEY"))
+    assert client.api_key(Caption(api_key_env="")) == "none"
+    assert client.api_key(Caption(api_key_env="A_KEY", server={"command": ["x", "{port}"]})) == "none"
+
+
+def test_key_that_an_endpoint_quotes_back_is_taken_out():
+    assert client.clean("bad key sk-1\n  given", "sk-1") == "bad key [key] given"
+    assert len(client.clean("x" * 1000, "sk-1")) == 200
+
+
+def asked(server, timeout_s=5.0):
+    async def once():
+        settings = Caption(model="m", base_url=server.url, timeout_s=timeout_s)
+        async with client.connect(settings, server.url, "sk-1") as api:
+            return await client.ask(api, client.body(settings, "Describe.", [b"x"]))
+
+    return asyncio.run(once())
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "billed", "reason"),
+    [
+        (None, "ok", "reported", ""),
+        ("500", "failed", "none", "status 500"),
+        ("429-after", "failed", "none", "rate limit"),
+        ("drop", "failed", "unknown", "the connection was dropped"),
+        ("half-body", "failed", "unknown", "the connection was dropped"),
+        ("slow", "failed", "unknown", "no answer in time"),
+        ("truncated", "failed", "reported", "does not follow the schema"),
+        ("wrong-shape", "failed", "reported", "no choices"),
+    ],
+)
+def test_one_request_is_one_request_whatever_comes_of_it(fault, outcome, billed, reason):
+    with project.serving(script=[fault]) as server:
+        reply, _, seconds = asked(server, timeout_s=0.5 if fault == "slow" else 5.0)
+        assert server.requests == 1, "the client repeated a request past the ledger"
+    assert (reply.outcome, reply.billed) == (outcome, billed)
+    assert reason in reply.reason
+    assert seconds > 0
+
+
+def test_endpoint_that_is_not_there_costs_nothing():
+    with project.serving() as server:
+        pass
+    server.url = "http://127.0.0.1:9/v1"
+    reply, _, _ = asked(server)
+    assert (reply.outcome, reply.billed, reply.reason) == ("failed", "none", "the connection was refused")

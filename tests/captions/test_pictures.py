@@ -1,0 +1,113 @@
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+
+from brickreel.captions import pictures
+from brickreel.films import ffmpeg
+
+
+def write_counting(path, count, key_every, b_frames):
+    """A clip whose frame n is grey 20 + 2n, so that each frame tells its number."""
+    raw = b"".join(np.full((48, 64, 3), 20 + 2 * n, np.uint8).tobytes() for n in range(count))
+    subprocess.run(
+        [
+            *(ffmpeg.program(), "-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "64x48"),
+            *("-r", "24", "-i", "-", "-c:v", "libx264", "-crf", "1", "-pix_fmt", "yuv420p", "-g", str(key_every)),
+            *("-keyint_min", str(key_every), "-sc_threshold", "0", "-bf", str(b_frames), str(path)),
+        ],
+        input=raw,
+        check=True,
+    )
+
+
+@pytest.mark.parametrize("b_frames", [0, 3])
+@pytest.mark.parametrize("key_every", [4, 12, 250])
+def test_pictures_are_the_frames_they_say_they_are(tmp_path, key_every, b_frames):
+    path = tmp_path / "a 'clip' ü.mp4"
+    write_counting(path, 96, key_every, b_frames)
+    wanted = [0, 9, 10, 48, 77, 95]
+    taken = pictures.take(path, wanted, 64)
+    assert [picture.shape for _, picture in taken] == [(48, 64, 3)] * 6
+    for index, (number, picture) in zip(wanted, taken, strict=True):
+        assert abs(number - index) <= 96 * pictures.TOLERANCE
+        assert abs(picture.mean() - (20 + 2 * number)) < 1.6
+        assert number == index or number % key_every == 0, "another frame than the wanted one must be a key frame"
+
+
+def test_indices_may_repeat_and_come_in_any_order(tmp_path):
+    write_counting(tmp_path / "a.mp4", 20, 250, 2)
+    assert [number for number, _ in pictures.take(tmp_path / "a.mp4", [15, 3, 15], 64)] == [15, 3, 15]
+
+
+def test_sound_beside_the_pictures_does_not_matter(tmp_path):
+    write_counting(tmp_path / "silent.mp4", 48, 12, 3)
+    subprocess.run(
+        [
+            *(ffmpeg.program(), "-loglevel", "error", "-y", "-f", "lavfi", "-i", "sine=duration=2"),
+            *("-i", str(tmp_path / "silent.mp4"), "-c:v", "copy", "-map", "0", "-map", "1", str(tmp_path / "a.mp4")),
+        ],
+        check=True,
+    )
+    ((number, picture),) = pictures.take(tmp_path / "a.mp4", [23], 64)
+    assert abs(picture.mean() - (20 + 2 * number)) < 1.6
+
+
+def test_pictures_are_scaled_down_and_never_up(tmp_path):
+    write_counting(tmp_path / "a.mp4", 4, 250, 0)
+    assert pictures.take(tmp_path / "a.mp4", [2], 32)[0][1].shape == (24, 32, 3)
+    assert pictures.take(tmp_path / "a.mp4", [2], 512)[0][1].shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"no video", None])
+def test_undecodable_file_is_one_sentence(tmp_path, content):
+    path = tmp_path / "a.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises((ValueError, OSError)):
+        pictures.take(path, [0], 64)
+
+
+def test_index_beyond_the_end_is_one_sentence(tmp_path):
+    write_counting(tmp_path / "a.mp4", 4, 250, 0)
+    with pytest.raises(ValueError, match="has not the frames"):
+        pictures.take(tmp_path / "a.mp4", [40], 64)
+
+
+def test_poses_are_spread_from_ten_to_ninety_percent():
+    assert pictures.pose_frames(3, 100, None, False) == [10, 50, 90]
+    assert pictures.pose_frames(1, 100, None, False) == [50]
+
+
+def test_poses_are_found_under_their_holds():
+    holds = [1, 1, 1, 1, 1, 10, 1, 1, 1, 1]
+    assert pictures.pose_frames(3, sum(holds), holds, in_poses=False) == [1, 10, 18]
+    assert pictures.pose_frames(3, 10, holds, in_poses=True) == [1, 5, 9]
+
+
+def test_holds_that_do_not_fit_the_file_are_ignored():
+    assert pictures.pose_frames(3, 100, [2, 2], in_poses=False) == [10, 50, 90]
+
+
+def test_clip_without_frames_is_an_error():
+    with pytest.raises(ValueError, match="no frames"):
+        pictures.pose_frames(3, 0, None, False)
+
+
+def test_still_with_a_strange_name_is_read_and_jpeg_round_trips(tmp_path):
+    colours = np.zeros((40, 60, 3), np.uint8)
+    colours[..., 0] = 200
+    path = tmp_path / 'a "still"\nü.jpg'
+    path.write_bytes(pictures.jpeg(colours, 95))
+    found = pictures.read_still(path, 30)
+    assert found.shape == (20, 30, 3)
+    assert abs(found[..., 0].mean() - 200) < 4
+    assert found[..., 2].mean() < 4
+    assert cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR).shape == (40, 60, 3)
+
+
+def test_empty_still_is_one_sentence(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="not a readable picture"):
+        pictures.read_still(tmp_path / "a.jpg", 64)

@@ -1,0 +1,159 @@
+from itertools import combinations
+
+import pytest
+
+from brickreel.cluster import fabric
+from brickreel.cluster.checks import at_least, at_most, gpus, links, pairs, software, traffic, verdict
+from brickreel.cluster.checks.collective import Timing
+from brickreel.telemetry.gpu import Event
+from cluster import sysfs
+
+
+@pytest.fixture
+def root(tmp_path):
+    return sysfs.hgx(tmp_path)
+
+
+def reasons(checks):
+    return " ".join(check.reason for check in checks)
+
+
+def test_limits_decide():
+    assert [at_least("x", "n", value, "", 10, 5, "r").result for value in (4, 5, 9, 10)] == [
+        "fail",
+        "warn",
+        "warn",
+        "pass",
+    ]
+    assert [at_most("x", "n", value, "", 10, 50, "r").result for value in (10, 11, 51)] == ["pass", "warn", "fail"]
+
+
+def test_the_worst_result_is_the_verdict():
+    checks = [at_least("x", "n", 10, "", 10, 5, ""), at_least("x", "n", 7, "", 10, 5, "")]
+    assert verdict(checks) == "warn"
+    assert verdict([]) == "pass"
+
+
+def test_a_sound_node_passes(root):
+    assert {check.result for check in links.check("n", fabric.read(root))} == {"pass"}
+
+
+def test_a_link_that_is_down_is_named(root):
+    sysfs.set_port(root, "mlx5_3", up=False)
+    assert "mlx5_3:1 is DOWN / Polling" in reasons(links.check("n", fabric.read(root)))
+
+
+def test_a_rail_at_half_its_rate_is_named(root):
+    sysfs.set_port(root, "mlx5_5", rate=200)
+    assert "mlx5_5:1 runs at 200 Gb/s, its peers at 400" in reasons(links.check("n", fabric.read(root)))
+
+
+def test_a_gpu_with_half_its_lanes_is_named(root):
+    (next((root / "sys/bus/pci/devices").iterdir()) / "current_link_width").write_text("8\n")
+    assert "has 8 of 16 PCIe lanes" in reasons(links.check("n", fabric.read(root)))
+
+
+def test_a_node_without_special_network_has_nothing_to_check(tmp_path):
+    assert links.check("n", fabric.read(tmp_path)) == []
+
+
+ROW = {"ecc_uncorrected": 0, "remap_pending": 0, "remap_failed": 0, "throttle_bits": 0, "gpu_mem_used_b": 2**29}
+
+
+def test_sound_gpus_pass():
+    (check,) = gpus.check("n", {"gpu0": ROW}, {"gpu0": ROW}, [])
+    assert check.result == "pass"
+    assert gpus.check("n", {}, {}, []) == []
+
+
+@pytest.mark.parametrize(
+    ("after", "sentence"),
+    [
+        ({"ecc_uncorrected": 2}, "gpu0 has uncorrected ECC errors (2)"),
+        ({"remap_pending": 1}, "pending row remap"),
+        ({"remap_failed": 1}, "failed row remaps"),
+        ({"throttle_hw_s": 3.0}, "heat (hardware limit)"),
+        ({"throttle_bits": 0x80}, "power brake"),
+    ],
+)
+def test_an_unwell_gpu_is_named(after, sentence):
+    (check,) = gpus.check("n", {"gpu0": ROW}, {"gpu0": ROW | after}, [])
+    assert check.result == "fail"
+    assert sentence in check.reason
+
+
+def test_events_and_foreign_memory_are_named():
+    before = {"gpu1": ROW | {"gpu_mem_used_b": 30 * 2**30}}
+    (check,) = gpus.check("n", before, before, [Event("gpu1", "xid", "79")])
+    assert "XID 79" in check.reason
+    assert "30.0 GiB in use by others" in check.reason
+
+
+TIMINGS = [Timing("all_reduce", 100.0, 1.0, 1.0, True, 6), Timing("all_gather", 100.0, 1.0, 1.0, True, 6)]
+
+
+def test_expected_bytes_are_those_of_a_ring():
+    assert traffic.expected_bytes(TIMINGS, 4) == pytest.approx(6 * 100 * 2**20 * (1.5 + 0.75))
+
+
+def sent(**extra):
+    return {"eth0": 0, "bond0": 0} | {f"mlx5_{index}:1": 0 for index in range(8)} | extra
+
+
+def test_traffic_on_the_rails_is_the_proof(root):
+    after = sent() | {f"mlx5_{index}:1": 2 * 10**9 for index in range(8)}
+    check = traffic.check("n", sent(), after, 15e9, fabric.read(root), "bond0", cuda=True)
+    assert check.result == "pass"
+    assert check.value == 16.0
+
+
+def test_traffic_that_went_elsewhere_is_named(root):
+    check = traffic.check("n", sent(), sent(bond0=15 * 10**9), 15e9, fabric.read(root), "bond0", cuda=True)
+    assert check.result == "fail"
+    assert "most went over bond0 (15 GB)" in check.reason
+
+
+def test_a_rail_that_is_not_used_is_named(root):
+    after = sent() | {f"mlx5_{index}:1": 2 * 10**9 for index in range(7)}
+    check = traffic.check("n", sent(), after, 15e9, fabric.read(root), "bond0", cuda=True)
+    assert "mlx5_7:1 carried almost nothing" in check.reason
+
+
+def test_without_gpus_the_interface_carries_it(root):
+    check = traffic.check("n", sent(), sent(bond0=10**9), 1e9, fabric.read(root), "bond0", cuda=False)
+    assert check.result == "pass"
+    assert traffic.check("n", {}, {}, 1e9, fabric.read(root), None, cuda=False).result == "not measured"
+
+
+def test_a_flapping_link_is_named(root):
+    before = fabric.read(root)
+    (root / "sys/class/infiniband/mlx5_2/ports/1/counters/link_downed").write_text("1\n")
+    assert "mlx5_2:1 went down 1 times" in reasons(traffic.check_flaps("n", before, fabric.read(root)))
+    assert traffic.check_flaps("n", before, before) == []
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7, 8])
+def test_in_a_round_robin_everybody_meets_everybody_once(count):
+    nodes = [f"n{index}" for index in range(count)]
+    plan = pairs.rounds(nodes)
+    met = [tuple(sorted(pair)) for meeting in plan for pair in meeting]
+    assert sorted(met) == sorted(combinations(nodes, 2))
+    assert all(len({node for pair in meeting for node in pair}) == 2 * len(meeting) for meeting in plan)
+
+
+def test_the_node_whose_pairs_are_all_slow_is_named():
+    speeds = dict.fromkeys(combinations("abcd", 2), 40.0) | {("a", "c"): 20.0, ("b", "c"): 22.0, ("c", "d"): 21.0}
+    found = {check.node: check.result for check in pairs.check(speeds, cuda=True)}
+    assert found == {"a": "pass", "b": "pass", "c": "fail", "d": "pass"}
+
+
+def test_two_nodes_have_nothing_to_compare_with():
+    (check,) = pairs.check({("a", "b"): 5.0}, cuda=True)
+    assert check.result == "pass"
+
+
+def test_the_node_that_differs_is_named():
+    alike = {"torch": "2.13", "plan": "abc"}
+    checks = software.compare(["a", "b", "c"], [alike, alike | {"torch": "2.12"}, alike])
+    assert [(check.node, check.result) for check in checks] == [("b", "fail")]
+    assert "b has torch 2.12 and most nodes have 2.13" in checks[0].reason

@@ -1,0 +1,80 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from brickreel.cluster import distributed
+from brickreel.cluster.ranks import Ranks
+
+
+@pytest.mark.parametrize(
+    ("node_list", "first"),
+    [
+        ("gpu1", "gpu1"),
+        ("gpu[1-2]", "gpu1"),
+        ("gpu[07-12,15],cpu1", "gpu07"),
+        ("gpu[3,5]", "gpu3"),
+        ("a-b[1-2].site.org,c3", "a-b1.site.org"),
+        ("r[01-03]n[07-09]", "r01n07"),
+        ("cpu3,gpu[1-2]", "cpu3"),
+    ],
+)
+def test_first_host_of_a_slurm_node_list(node_list, first):
+    assert distributed.first_host(node_list) == first
+
+
+def test_every_attempt_and_step_meets_at_another_port():
+    ports = {
+        distributed.port({"SLURM_JOB_ID": "77", "SLURM_STEP_ID": step, "SLURM_RESTART_COUNT": restart})
+        for step in "01"
+        for restart in "012"
+    }
+    assert len(ports) == 6
+    assert all(distributed.FIRST_PORT <= port < distributed.LAST_PORT for port in ports)
+
+
+def test_a_single_process_starts_nothing(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert distributed.start().world_size == 1
+    distributed.stop()
+
+
+def test_ranks_without_a_meeting_point_are_one_sentence(monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(ValueError, match="MASTER_ADDR is not set"):
+        distributed.export(Ranks(1, 2, 1, 2, "here", "torchrun"))
+
+
+SUM = """
+import torch, torch.distributed as dist
+from brickreel.cluster import distributed
+ranks = distributed.start(timeout_s=60)
+value = torch.tensor([ranks.rank + 1.0])
+dist.all_reduce(value)
+print(ranks.source, ranks.world_size, int(value), flush=True)
+distributed.stop()
+"""
+
+
+def test_two_processes_with_slurm_variables_find_each_other():
+    environment = os.environ | {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SUM],
+            env=environment | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [process.communicate(timeout=120)[0].split() for process in processes] == [["slurm", "2", "3"]] * 2

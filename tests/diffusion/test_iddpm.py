@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+import parity
+from brickreel.diffusion.iddpm import IDDPM, masked_mean, spaced_timesteps
+
+
+@pytest.mark.parametrize("steps", [1000, 10, 30, 50, 100, 250])
+def test_tables_equal_the_original_to_the_bit(steps):
+    label = "full" if steps == 1000 else str(steps)
+    process = IDDPM(steps)
+    wanted = parity.case("diffusion_tables", label)
+    assert len(wanted) >= 3
+    for name, values in wanted.items():
+        assert torch.equal(getattr(process, name), values), name
+
+
+@pytest.mark.parametrize("name", ["nomask", "xmask"])
+def test_losses_and_gradient_equal_the_original(name):
+    case, model = parity.case("train_loss_cases", name), parity.model()
+    kwargs = {"y": case["y"], "mask": case["mask"], **parity.made_sizes(3, case["x0"].shape[2])}
+    losses = IDDPM().training_losses(model, case["x0"], case["t"], case["noise"], kwargs, case.get("x_mask"))
+    for key in ("loss", "mse", "vb"):
+        assert torch.allclose(losses[key], case[key], atol=1e-5), key
+    losses["loss"].mean().backward()
+    squares = sum(p.grad.double().square().sum() for p in model.parameters() if p.grad is not None)
+    assert float(squares.sqrt()) == pytest.approx(float(case["grad_norm"]), rel=1e-5)
+
+
+def test_clean_frames_do_not_count():
+    value = torch.zeros(1, 2, 4, 3, 3)
+    value[:, :, 1] = 8.0
+    x_mask = torch.tensor([[False, True, True, False]])
+    assert masked_mean(value, x_mask).tolist() == [4.0]
+    assert masked_mean(value, None).tolist() == [2.0]
+
+
+def test_clean_frames_carry_the_first_noise_level():
+    process, x0, noise = IDDPM(), torch.randn(1, 4, 2, 3, 3), torch.randn(1, 4, 2, 3, 3)
+    noised = process.noised(x0, torch.tensor([900]), noise, torch.tensor([[True, False]]))
+    assert torch.equal(noised[:, :, 1], process.add_noise(x0, torch.tensor([0]), noise)[:, :, 1])
+    assert torch.equal(noised[:, :, 0], process.add_noise(x0, torch.tensor([900]), noise)[:, :, 0])
+
+
+@pytest.mark.parametrize("count", [0, 1001])
+def test_step_counts_out_of_range_are_refused(count):
+    with pytest.raises(ValueError, match="1 to 1000 steps"):
+        spaced_timesteps(count)

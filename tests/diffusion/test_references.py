@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from brickreel.diffusion.references import Placement, parse_placements, place, prompts_by_loop
+
+
+def test_what_is_left_out_takes_the_originals_defaults():
+    assert parse_placements("0") == [Placement(0, 0, 0, 0, 1, 0.0)]
+    assert parse_placements("1,-1,-4,0,4,0.5; 0") == [Placement(1, -1, -4, 0, 4, 0.5), Placement()]
+    assert parse_placements("") == []
+
+
+@pytest.mark.parametrize("text", ["a", "0,0,0,0,1,0,0", "0.5", "0,0,0,0,0", "0,0,0,0,1,1.5"])
+def test_a_wrong_strategy_is_refused_with_its_form(text):
+    with pytest.raises(ValueError, match="mask strategy"):
+        parse_placements(text)
+
+
+def test_references_stand_where_they_are_placed():
+    reference = torch.arange(3.0).view(1, 3, 1, 1).expand(4, 3, 2, 2) + 10
+    placements = parse_placements("0,0,-2,0,2,0.25;0,0,0,-1,1;1,0,0,0,1")
+    z, ratios = place(torch.zeros(4, 5, 2, 2), [reference], placements, 0)
+    assert z[0, :, 0, 0].tolist() == [11, 12, 0, 0, 10]
+    assert ratios.tolist() == [0.25, 0.25, 1, 1, 0]
+    later, ratios = place(torch.zeros(4, 5, 2, 2), [reference], placements, 2)
+    assert ratios is None
+    assert not later.any()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("0,2", "reference 2 of 1"), ("0,0,2,0,2", "of the reference"), ("0,0,0,4,2", "of the video")],
+)
+def test_what_is_not_there_is_named(text, words):
+    with pytest.raises(ValueError, match=words):
+        place(torch.zeros(4, 5, 2, 2), [torch.zeros(4, 3, 2, 2)], parse_placements(text), 0)
+
+
+def test_a_reference_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"\[3, 2\] latents in size"):
+        place(torch.zeros(4, 5, 2, 2), [torch.zeros(4, 1, 3, 2)], [Placement()], 0)
+
+
+def test_prompts_change_from_loop_to_loop():
+    assert prompts_by_loop("a car", 3) == ["a car"] * 3
+    assert prompts_by_loop("|0|a car|2|a house", 4) == ["a car", "a car", "a house", "a house"]
+    for wrong in ("|1|a car", "first|0|then"):
+        with pytest.raises(ValueError, match=r"start with \|0\|"):
+            prompts_by_loop(wrong, 2)

@@ -1,0 +1,133 @@
+import importlib.util
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import tiny
+from brickreel import config, files
+from brickreel.evaluation import generate, web
+from brickreel.films import video
+from brickreel.models import text_to_video
+from brickreel.models.pipeline import OpenSoraPipeline
+from brickreel.models.stdit2.convert import command as convert
+
+DEFAULTS = {
+    "sampler": "iddpm", "num_frames": 3, "height": 32, "width": 48, "fps": 6.0,
+    "num_inference_steps": 2, "guidance_scale": 2.0, "guidance_channels": 3, "hold": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """An exported folder that tells the settings its run was sampled with."""
+    folder = tmp_path_factory.mktemp("generate")
+    base = config.load({"base": tiny.base_settings(tiny.save_base(folder / "base"))}).base
+    OpenSoraPipeline.from_base(base).save_pretrained(folder / "model")
+    files.write_json(folder / "model" / generate.DEFAULTS, DEFAULTS)
+    return folder / "model"
+
+
+def call(*words):
+    """Run `brickreel generate` in this process; returns the exit status."""
+    return CliRunner().invoke(generate.command, [*map(str, words), "--device", "cpu"]).exit_code
+
+
+def test_the_models_own_settings_are_the_defaults(model, tmp_path):
+    assert call("--model", model, "--prompt", "a red car", "--out", tmp_path / "car.mp4") == 0
+    frames = video.read(tmp_path / "car.mp4")
+    assert frames.shape == (6, 32, 48, 3)  # three poses on twos
+    assert abs(frames[0].astype(int) - frames[1]).mean() < 3
+
+
+def test_several_videos_go_into_a_folder_and_are_what_they_are_alone(model, tmp_path):
+    words = ("--model", model, "--hold", 1, "--prompt", "a house")
+    assert call(*words, "--prompt", "a car", "--seed", 1, "--seed", 2, "--out", tmp_path / "all") == 0
+    assert len(list((tmp_path / "all").glob("*.mp4"))) == 4
+    assert call(*words, "--seed", 2, "--out", tmp_path / "alone") == 0
+    [alone] = (tmp_path / "alone").iterdir()
+    assert alone.read_bytes() == (tmp_path / "all" / alone.name).read_bytes()
+
+
+def test_a_picture_becomes_the_first_frame(model, tmp_path):
+    Image.new("RGB", (100, 60), (250, 10, 10)).save(tmp_path / "red.png")
+    assert generate.read_reference(tmp_path / "red.png", 32, 48).shape == (1, 32, 48, 3)
+    assert (generate.read_reference(tmp_path / "red.png", 32, 48) == (250, 10, 10)).all()
+    words = ("--model", model, "--prompt", "a car", "--reference", tmp_path / "red.png")
+    assert call(*words, "--mask-strategy", "0,0,0,-1,1", "--out", tmp_path / "car.mp4") == 0
+    video.write(tmp_path / "clip.mp4", np.full((4, 36, 64, 3), 90, np.uint8), 8)
+    assert generate.read_reference(tmp_path / "clip.mp4", 32, 48).shape == (4, 32, 48, 3)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"bad.png cannot be read"):
+        generate.read_reference(tmp_path / "bad.png", 32, 48)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--model", "none", "--prompt", "x"], "none has no model_index.json"),
+        (["--model", "M", "--prompt", "x", "--prompt", "y", "--out", "a.mp4"], "is one file, but 2 videos"),
+        (["--model", "M", "--prompt", "x", "--mask-strategy", "0"], "give --reference too"),
+        (["--model", "M", "--prompt", "x", "--loops", "2"], "condition_frames from 1 to 2"),
+        (["--model", "M", "--prompt", "x", "--sampler", "rectified-flow"], "does not suit weights trained for iddpm"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(words, sentence, model, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generate.logger, "propagate", True)
+    monkeypatch.setattr(generate, "set_up_logging", lambda: None)
+    assert call(*[str(model) if word == "M" else word for word in words]) == 1
+    assert sentence in caplog.text
+    assert "Traceback" not in caplog.text
+    assert not list(tmp_path.glob("*.mp4"))
+
+
+def test_help_teaches_by_examples_and_loads_no_torch():
+    script = (
+        "import sys; from brickreel.evaluation.generate import command\n"
+        "try: command(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    for part in ("--reference first.jpg", "dpm-solver++", "|0|a red tower grows|2|the tower falls", "--mask-strategy"):
+        assert part in done.stdout
+
+
+def test_the_samplers_offered_are_the_pipelines():
+    assert generate.SAMPLERS == text_to_video.SAMPLERS
+
+
+def test_convert_says_what_it_wrote(tmp_path):
+    tiny.save_transformer(tmp_path / "in")
+    done = CliRunner().invoke(convert, [str(tmp_path / "in"), str(tmp_path / "out"), "--dtype", "bfloat16"])
+    assert done.exit_code == 0
+    assert (tmp_path / "out" / "diffusion_pytorch_model.safetensors").is_file()
+    done = CliRunner().invoke(convert, [str(tmp_path), str(tmp_path / "again")])
+    assert done.exit_code == 1
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is not None, reason="gradio is installed")
+def test_without_gradio_web_says_how_to_get_it(model, monkeypatch, caplog):
+    monkeypatch.setattr(web, "set_up_logging", lambda: None)
+    monkeypatch.setattr(generate.logger, "propagate", True)
+    assert CliRunner().invoke(web.command, ["--model", str(model)]).exit_code == 1
+    assert "pip install 'brickreel[web]'" in caplog.text
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs brickreel[web]")
+def test_the_page_is_served_to_this_machine_and_makes_a_video(model, tmp_path):
+    blocks = web.page(generate.load_pipeline(str(model), "cpu"), DEFAULTS, tmp_path, "tiny")
+    _, url, _ = blocks.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, allowed_paths=[tmp_path])
+    try:
+        with urllib.request.urlopen(url) as page:
+            assert page.status == 200
+        answer = blocks.fns[0].fn("a car", None, 0, 3, 2, 2.0, 8.0)
+        assert video.read(answer).shape == (6, 32, 48, 3)
+    finally:
+        blocks.close()

@@ -1,0 +1,75 @@
+"""Holds are found whatever was done to the film afterwards, and nothing is called held that moves."""
+
+import cv2
+import numpy as np
+import pytest
+
+from brickreel.films import cadence, signals
+from films import synth
+
+TROUBLES = {
+    "clean": lambda frames: frames,
+    "flicker": lambda frames: synth.flicker(frames, 0.02, 1),
+    "noise": lambda frames: synth.noise(frames, 3.0, 1),
+}
+
+
+def found(tmp_path, frames, fps=24, crf=18):
+    film = synth.Film(frames=list(frames))
+    return signals.read(film.write(tmp_path / "film.mp4", fps, crf), network="off")
+
+
+def f1(new, poses):
+    true = np.zeros(len(new), bool)
+    true[poses] = True
+    return 2 * (new & true).sum() / (new.sum() + true.sum())
+
+
+@pytest.mark.parametrize("crf", [18, 28, 35])
+@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("shot_on", ["twos", "mixed"])
+def test_new_poses_are_found_after_noise_flicker_and_compression(tmp_path, shot_on, trouble, crf):
+    film = synth.Film().add(synth.scene(3, 30), synth.holds(shot_on, 30, 5))
+    result = found(tmp_path, TROUBLES[trouble](film.frames), crf=crf)
+    assert f1(result.new_pose, film.poses) >= 0.95
+    assert cadence.cadence(result.new_pose, 24).label == shot_on
+
+
+@pytest.mark.parametrize(("fps", "every"), [(25, 24), (30, 4)])
+def test_repeated_frames_of_another_rate_are_holds(tmp_path, fps, every):
+    film = synth.Film().add(synth.scene(4, 40), synth.holds("ones", 40))
+    source = [frame for place, frame in enumerate(film.frames) for _ in range(2 if place % every == every - 1 else 1)]
+    poses = np.flatnonzero([place == 0 or source[place] is not source[place - 1] for place in range(len(source))])
+    result = found(tmp_path, source, fps)
+    assert f1(result.new_pose, poses) >= 0.97
+
+
+def test_a_small_moving_hand_is_a_new_pose(tmp_path):
+    film = synth.Film().add(synth.scene(5, 24, step=3, size=0.5), synth.holds("twos", 24))
+    assert f1(found(tmp_path, film.frames).new_pose, film.poses) >= 0.95
+
+
+def test_slow_motion_is_not_held(tmp_path):
+    ground = synth.scene(7, 1)[0]
+    frames = [np.roll(cv2.GaussianBlur(ground, (0, 0), 2), place, axis=1) for place in range(60)]
+    frames = synth.noise(frames, 2.0)
+    assert found(tmp_path, frames).new_pose.mean() >= 0.99
+
+
+def test_a_title_is_one_pose(tmp_path):
+    assert found(tmp_path, synth.title("THE END", 30)).new_pose.sum() == 1
+
+
+def test_timing_of_a_shot():
+    new = np.zeros(24, bool)
+    new[[0, 2, 4, 7, 9, 11, 13, 15, 17, 19, 21, 23]] = True
+    timing = cadence.cadence(new, 24)
+    assert timing.histogram == {1: 1, 2: 10, 3: 1}
+    assert (timing.label, timing.pose_rate) == ("twos", 12.0)
+
+
+def test_where_the_rate_varies_time_counts_and_not_frames():
+    # On twos, written without the repeated frames.
+    times = np.arange(13) / 12
+    timing = cadence.cadence(np.ones(12, bool), 24, times)
+    assert (timing.label, timing.pose_rate) == ("twos", 12.0)

@@ -1,0 +1,111 @@
+"""Clips from columns of signals: lengths in poses, nothing of a neighbour, every pose in exactly one clip."""
+
+import numpy as np
+import pytest
+
+from brickreel.config import Curate
+from brickreel.films import candidates, filters
+
+SETTINGS = Curate(min_poses=5, max_poses=20)
+
+
+def frames(new, cuts=(), blends=(), luma=None, times=None, film=None, crop=None):
+    count = len(new)
+    flags = {name: np.isin(np.arange(count), places) for name, places in (("cut", cuts), ("blend", blends))}
+    plain = {name: np.full(count, 0.5, np.float32) for name in (*candidates.MEANS, *candidates.INNER_MEANS)}
+    plain |= {"hold_score": np.full(count, 30, np.float32), "text_score": np.zeros(count, np.float32)}
+    plain["luma"] = np.full(count, 0.5, np.float32) if luma is None else np.asarray(luma, np.float32)
+    return candidates.Frames(
+        film=np.zeros(count, np.int64) if film is None else np.asarray(film),
+        frame=np.arange(count) if film is None else np.concatenate([np.arange(n) for n in np.bincount(film)]),
+        time_s=np.arange(count) / 24 if times is None else np.asarray(times),
+        new_pose=np.asarray(new, bool),
+        crop=np.tile([0, 0, 640, 360], (count, 1)).astype(np.int32) if crop is None else crop,
+        phash=np.zeros(count, np.uint64),
+        values=plain,
+        **flags,
+    )
+
+
+def films(count=1, varies=False):
+    return candidates.Films(*(np.full(count, value) for value in (24.0, varies, 640, 360)))
+
+
+def spans(clips):
+    return list(zip(clips.start.tolist(), clips.end.tolist(), strict=True))
+
+
+def test_a_clip_ends_before_the_next_shot_and_skips_the_dissolve():
+    clips = candidates.find(frames(np.arange(60) % 2 == 0, cuts=[20], blends=range(40, 46)), films(), SETTINGS)
+    assert spans(clips) == [(0, 20), (20, 40), (46, 60)]
+
+
+def test_a_long_shot_is_split_and_nothing_is_lost():
+    clips = candidates.find(frames(np.arange(100) % 2 == 0), films(), SETTINGS)
+    assert spans(clips) == [(0, 34), (34, 68), (68, 100)]
+    assert clips.pose_frames.tolist() == list(range(0, 100, 2))
+    assert clips.holds.sum() == 100
+    assert clips.poses.max() <= 20
+
+
+def test_films_do_not_run_into_each_other():
+    clips = candidates.find(frames([True] * 30, film=[0] * 12 + [1] * 18), films(2), SETTINGS)
+    assert list(zip(clips.film.tolist(), *zip(*spans(clips), strict=True), strict=True)) == [(0, 0, 12), (1, 0, 18)]
+
+
+def test_black_frames_are_a_clip_of_their_own_with_its_reason():
+    clips = candidates.find(frames([True] * 40, luma=[0.5] * 20 + [0.0] * 20), films(), SETTINGS)
+    assert spans(clips) == [(0, 20), (20, 40)]
+    assert filters.reasons(clips, SETTINGS).tolist() == ["", "black"]
+
+
+def test_a_freeze_frame_of_ordinary_footage_is_kept_frame_by_frame():
+    new = np.array([True] * 40 + [False] * 39)
+    clips = candidates.find(frames(new), films(), SETTINGS)
+    assert clips.holds.max() == 1
+    assert clips.poses.sum() == 79
+
+
+def test_timestamps_tell_holds_where_the_rate_varies():
+    clips = candidates.find(frames([True] * 10, times=np.arange(10) / 12), films(varies=True), SETTINGS)
+    assert clips.holds.tolist()[:-1] == [2] * 9
+    assert clips.cadence.tolist() == ["twos"]
+
+
+def test_bars_are_cropped_to_what_every_pose_shows():
+    crop = np.tile([0, 43, 640, 317], (12, 1)).astype(np.int32)
+    crop[3] = [0, 45, 640, 317]
+    assert candidates.find(frames([True] * 12, crop=crop), films(), SETTINGS).crop.tolist() == [[0, 44, 640, 316]]
+
+
+def test_the_still_is_the_sharpest_pose_of_the_middle():
+    given = frames([True] * 12)
+    given.values["blur"][[1, 6]] = [0.1, 0.2]
+    assert candidates.find(given, films(), SETTINGS).still.tolist() == [6]
+
+
+@pytest.mark.parametrize(
+    ("signal", "value", "reason"),
+    [
+        ("luma", 0.05, "too_dark"),
+        ("contrast", 0.01, "blank"),
+        ("blur", 0.95, "blurred"),
+        ("text_score", 0.2, "on_screen_text"),
+        ("hold_score", 1.0, "static"),
+    ],
+)
+def test_every_threshold_has_its_reason(signal, value, reason):
+    given = frames([True] * 12)
+    given.values[signal][:] = value
+    assert filters.reasons(candidates.find(given, films(), SETTINGS), SETTINGS).tolist() == [reason]
+
+
+def test_text_that_stands_still_is_a_title_card_and_few_poses_are_too_short():
+    given = frames([True] + [False] * 29 + [True] * 4, cuts=[30])
+    given.values["hold_score"][:30] = 0
+    given.values["text_score"][:30] = 0.3
+    assert filters.reasons(candidates.find(given, films(), SETTINGS), SETTINGS).tolist() == ["title_card", "too_short"]
+
+
+def test_no_frames_give_no_clips():
+    assert len(candidates.find(frames(np.zeros(0, bool)), films(), SETTINGS).film) == 0

@@ -1,0 +1,134 @@
+"""Clips hold exactly the frames they name, upright, with square pixels, and with nothing of a neighbour."""
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from brickreel.films import cutting, video
+from films import synth
+
+RECIPE = cutting.Recipe(short_side=180, crf=16, preset="veryfast", threads=1)
+
+
+def numbered(count, height=90, width=160):
+    """Frames that say their number in grey, as no compression can blur."""
+    frames = []
+    for number in range(count):
+        picture = np.full((height, width, 3), 128, np.uint8)
+        for bit in range(8):
+            picture[:, bit * width // 8 : (bit + 1) * width // 8] = 220 if number >> bit & 1 else 40
+        frames.append(picture)
+    return frames
+
+
+def number_of(picture):
+    width = picture.shape[1]
+    middle = picture[picture.shape[0] // 2]
+    return sum(1 << bit for bit in range(8) if middle[int((bit + 0.5) * width / 8)].mean() > 128)
+
+
+def piece(name, frames, repeats=None, still=None, rate=24.0, crop=(0, 0, 160, 90)):
+    frames = np.array(frames)
+    repeats = np.ones(len(frames), np.int64) if repeats is None else np.array(repeats)
+    return cutting.Piece(name, frames, repeats, int(frames[0]) if still is None else still, rate, crop)
+
+
+def cut(tmp_path, pieces, film=None, recipe=RECIPE, rotation=0, aspect=1.0, interlaced=False):
+    source = tmp_path / "film.mp4"
+    if not source.exists():
+        video.write(source, numbered(100) if film is None else film, 24)
+    done = []
+    shown = cutting.Film(str(source), aspect, rotation, interlaced)
+    cutting.cut(shown, pieces, recipe, str(tmp_path / "clips"), str(tmp_path / "stills"), done.extend)
+    return done
+
+
+def numbers(tmp_path, name):
+    return [number_of(frame) for frame in video.read(tmp_path / f"clips/{name}.mp4")]
+
+
+def test_every_clip_has_its_own_frames_and_no_other(tmp_path):
+    spans = {"a": (0, 7), "b": (7, 30), "c": (30, 31), "d": (55, 100)}
+    done = cut(tmp_path, [piece(name, range(*span)) for name, span in spans.items()])
+    assert [(one.clip_id, one.reason, one.frames) for one in done] == [
+        (name, "", end - start) for name, (start, end) in spans.items()
+    ]
+    for name, span in spans.items():
+        assert numbers(tmp_path, name) == list(range(*span))
+
+
+def test_poses_alone_and_poses_for_as_long_as_they_are_seen(tmp_path):
+    done = cut(
+        tmp_path, [piece("poses", range(0, 40, 2), rate=12.0), piece("timed", [50, 51, 52], [2, 3, 1], rate=24.0)]
+    )
+    assert [one.frames for one in done] == [20, 6]
+    assert numbers(tmp_path, "poses") == list(range(0, 40, 2))
+    assert numbers(tmp_path, "timed") == [50, 50, 51, 51, 51, 52]
+    with av.open(str(tmp_path / "clips/poses.mp4")) as container:
+        assert float(container.streams.video[0].average_rate) == 12.0
+
+
+def test_a_still_is_the_frame_that_was_asked_for(tmp_path):
+    cut(tmp_path, [piece("a", range(10, 30), still=21)])
+    assert number_of(cv2.imread(str(tmp_path / "stills/a.jpg"))) == 21
+
+
+def test_many_clips_take_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(cutting, "CLIPS_PER_RUN", 3)
+    pieces = [piece(f"{start:02d}", range(start, start + 5)) for start in range(0, 50, 5)]
+    assert [len(run) for run in cutting.runs(pieces)] == [3, 3, 3, 1]
+    assert not any(one.reason for one in cut(tmp_path, pieces))
+    assert all(numbers(tmp_path, f"{start:02d}") == list(range(start, start + 5)) for start in range(0, 50, 5))
+
+
+@pytest.mark.parametrize(
+    ("rotation", "aspect", "interlaced", "size"),
+    [(0, 1.0, False, (160, 90)), (90, 1.0, False, (90, 160)), (0, 1.5, False, (240, 90)), (0, 1.0, True, (160, 90))],
+)
+def test_clips_look_as_a_player_shows_the_film(tmp_path, rotation, aspect, interlaced, size):
+    (one,) = cut(tmp_path, [piece("a", range(4))], rotation=rotation, aspect=aspect, interlaced=interlaced)
+    assert (one.width, one.height) == size
+    assert video.read(tmp_path / "clips/a.mp4").shape[1:3] == size[::-1]
+    assert cv2.imread(str(tmp_path / "stills/a.jpg")).shape[:2] == size[::-1]
+
+
+def test_a_turned_film_stands_upright(tmp_path):
+    picture = np.full((90, 160, 3), 40, np.uint8)
+    picture[:, :40] = 220
+    cut(tmp_path, [piece("a", range(3))], film=[picture] * 5, rotation=90)
+    clip, still = video.read(tmp_path / "clips/a.mp4")[0], cv2.imread(str(tmp_path / "stills/a.jpg"))
+    for shown in (clip, still):
+        # What was left is on top after a clockwise turn.
+        assert shown[:30].mean() > 180
+        assert shown[60:].mean() < 80
+
+
+def test_crop_and_short_side(tmp_path):
+    (one,) = cut(tmp_path, [piece("a", range(4), crop=(0, 10, 160, 80))], recipe=RECIPE._replace(short_side=36))
+    assert (one.width, one.height) == (82, 36)
+
+
+def test_odd_sizes_are_made_even(tmp_path):
+    (one,) = cut(tmp_path, [piece("a", range(4), crop=(0, 0, 159, 89))], film=numbered(8, 89, 159))
+    assert not one.reason
+    assert (one.width % 2, one.height % 2) == (0, 0)
+
+
+def test_the_picture_is_that_of_the_film(tmp_path):
+    film = synth.scene(1, 12)
+    cut(tmp_path, [piece("a", range(12), crop=(0, 0, 320, 180))], film=film)
+    written = video.read(tmp_path / "clips/a.mp4")
+    shown = video.read(tmp_path / "film.mp4")
+    assert min(cv2.PSNR(a, b) for a, b in zip(written, shown, strict=True)) > 34
+
+
+def test_a_film_that_ends_too_early_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ValueError, match="ends at frame 100, but a clip reaches to frame 119"):
+        cut(tmp_path, [piece("a", range(90, 120))])
+    assert list((tmp_path / "clips").iterdir()) == []
+
+
+def test_what_ffmpeg_complains_of_is_the_error(tmp_path):
+    with pytest.raises(ValueError, match="ffmpeg failed with status"):
+        cut(tmp_path, [piece("a", range(4))], recipe=RECIPE._replace(preset="no-such-preset"))

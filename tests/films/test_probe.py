@@ -1,0 +1,108 @@
+"""What a file really is, whatever its name and header say."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from brickreel.films import decode, probe, video
+from films import synth
+
+
+def film(tmp_path, count=30, fps=24, **options):
+    return video.write(tmp_path / "film.mp4", synth.scene(1, count, **options), fps) and tmp_path / "film.mp4"
+
+
+def remux(source, target, stamp):
+    """The same packets under other timestamps."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(p for p in old.demux(video=0) if p.size):
+            packet.stream = stream
+            packet.time_base = Fraction(1, 24000)
+            packet.pts = packet.dts = stamp(number)
+            new.mux(packet)
+
+
+def test_facts_of_a_film(tmp_path):
+    found = probe.probe(film(tmp_path, fps=25))
+    assert (found.width, found.height, found.fps, found.frames) == (320, 180, 25.0, 30)
+    assert (found.variable_rate, found.rotation, found.interlaced, found.note) == (False, 0, False, "")
+    assert found.duration_s == pytest.approx(1.2)
+
+
+def test_a_variable_rate_is_seen_and_its_usual_one_named(tmp_path):
+    source = tmp_path / "plain.mp4"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"bf": "0"})
+        stream.width, stream.height = 320, 180
+        for picture in synth.scene(1, 40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    remux(source, tmp_path / "film.mp4", lambda number: 1000 * number + 3000 * (number // 10))
+    found = probe.probe(tmp_path / "film.mp4")
+    assert found.variable_rate
+    assert found.fps == 24.0
+    times = [picture.time_s for picture in decode.pictures(tmp_path / "film.mp4", 90)]
+    assert times[10] - times[9] == pytest.approx(4 / 24)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is not a video file"),
+        (b"these are only notes\n" * 50, "is not a video file"),
+        (b"\0" * 5000, "is not a video file"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", "is not a video file"),
+    ],
+)
+def test_what_is_no_film_is_named(tmp_path, content, words):
+    (tmp_path / "film.mp4").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        probe.probe(tmp_path / "film.mp4")
+
+
+def test_a_truncated_film_is_refused_or_noted(tmp_path):
+    whole = film(tmp_path).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"is not a video file|cannot be decoded"):
+        probe.probe(tmp_path / "cut.mp4")
+
+
+def test_an_unknown_codec_is_named(tmp_path):
+    path = film(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"\xff\xff\xff\xff"))
+    with pytest.raises(ValueError, match=r"codec that is not known|has no video stream|cannot be decoded"):
+        probe.probe(path)
+
+
+def test_one_frame_is_no_film(tmp_path):
+    with pytest.raises(ValueError, match="single frame"):
+        probe.probe(film(tmp_path, count=1))
+
+
+def test_sound_alone_is_no_film(tmp_path):
+    with av.open(str(tmp_path / "film.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 44100
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode(None))
+    with pytest.raises(ValueError, match="has no video stream"):
+        probe.probe(tmp_path / "film.mp4")
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p10le", "yuv444p", "yuv422p", "gray"])
+def test_other_pixel_formats_are_read(tmp_path, pixels):
+    with av.open(str(tmp_path / "film.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 322, 178, pixels
+        for picture in synth.scene(1, 8, width=322, height=178):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    assert probe.probe(tmp_path / "film.mkv").frames == 8
+    pictures = list(decode.pictures(tmp_path / "film.mkv", 90))
+    assert len(pictures) == 8
+    assert pictures[0].luma.shape[0] == 90
+    assert pictures[0].luma.std() > 10

@@ -1,0 +1,69 @@
+"""Signals of a whole film: the same in one piece and in chunks, and true to what is seen."""
+
+import numpy as np
+
+from brickreel.films import measure, signals
+from films import synth
+
+
+def test_chunks_change_nothing(tmp_path, monkeypatch):
+    film = synth.Film()
+    for seed in range(4):
+        film.add(synth.scene(seed, 25), synth.holds("twos", 25))
+    path = film.write(tmp_path / "film.mp4")
+    whole = signals.read(path, network="off")
+    monkeypatch.setattr(signals, "CHUNK", 90)
+    parts = signals.read(path, network="off")
+    assert parts.transition == whole.transition
+    assert np.array_equal(parts.new_pose, whole.new_pose)
+
+
+def test_values_say_what_is_seen(tmp_path):
+    film = synth.Film().add([np.zeros((180, 320, 3), np.uint8)] * 12, [1] * 12)
+    film.add(synth.title("BRICK TOWN", 18), [1] * 18).add(synth.scene(2, 30), [1] * 30)
+    found = signals.read(film.write(tmp_path / "film.mp4"), network="off")
+    luma, text = np.array(found.luma), np.array(found.text_score)
+    assert luma[:12].max() < 0.02 < luma[30:].min()
+    assert text[18:30].min() > 0.02
+    assert text[36:].max() < 0.02
+    assert found.thumbnail[0]
+    assert found.thumbnail[1] is None
+    assert found.crop[40] == (0, 0, 320, 180)
+
+
+def test_black_bars_are_measured_to_the_pixel():
+    picture = np.full((360, 640), 16, np.uint8)
+    picture[44:316, :] = 120
+    assert measure.black_bars(picture) == (0, 44, 640, 316)
+
+
+def test_a_night_scene_is_no_letterbox():
+    picture = np.full((360, 640), 16, np.uint8)
+    picture[300:, :] = 120
+    assert measure.black_bars(picture) == (0, 0, 640, 360)
+    assert measure.black_bars(np.full((360, 640), 16, np.uint8)) == (0, 0, 640, 360)
+
+
+def test_blur_rises_with_blurring():
+    import cv2
+
+    sharp = cv2.cvtColor(synth.scene(1, 1)[0], cv2.COLOR_RGB2GRAY)
+    values = [measure.sharpness_lost(cv2.GaussianBlur(sharp, (0, 0), sigma)) for sigma in (0.5, 1.5, 4)]
+    assert values == sorted(values)
+    assert values[0] < 0.6 < 0.85 < values[2]
+
+
+def test_light_alone_is_no_change():
+    picture = synth.scene(1, 1)[0][..., 0].astype(np.float32)
+    score, motion, flicker = measure.compare(picture, picture * 1.05)
+    assert score < 1
+    assert motion < 0.002
+    assert abs(flicker - 0.05) < 0.01
+
+
+def test_the_hash_outlives_compression_and_not_another_scene():
+    first, second = (scene[..., 0].copy() for scene in (synth.scene(1, 1)[0], synth.scene(2, 1)[0]))
+    noisy = synth.noise([first], 5)[0]
+    same = (measure.perceptual_hash(first) ^ measure.perceptual_hash(noisy)).bit_count()
+    other = (measure.perceptual_hash(first) ^ measure.perceptual_hash(second)).bit_count()
+    assert same <= 6 < 16 < other

@@ -1,0 +1,73 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from brickreel.models.stdit2 import fused
+from brickreel.models.stdit2.embeddings import RotaryEmbedding, rotate
+
+
+def numbers(*shape):
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_the_norms_gradient_is_the_formulas(frames):
+    torch.manual_seed(0)
+    x, shift, scale = numbers(2, 3, 4, 8), numbers(2, frames, 1, 8), numbers(2, frames, 1, 8)
+    out = fused.modulated_norm(x, shift, scale)
+    assert torch.allclose(out, F.layer_norm(x, (8,), eps=1e-6) * (1 + scale) + shift)
+    assert torch.autograd.gradcheck(fused.modulated_norm, (x, shift, scale))
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_the_head_norms_gradient_is_the_formulas(norm_first, rotated):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 3, 2, 6, requires_grad=True)
+    weight = torch.randn(6, requires_grad=True)
+    cos, sin = (part[:, None, None, :] for part in RotaryEmbedding(6)(5))
+    rope = (cos, sin) if rotated else None
+
+    def plain(x, weight):
+        value = rotate(x, cos, sin) if rotated and not norm_first else x
+        value = weight * value * torch.rsqrt(value.square().mean(-1, keepdim=True) + 1e-6)
+        return rotate(value, cos, sin) if rotated and norm_first else value
+
+    out, wanted = fused.head_norm(x, weight, rope, norm_first), plain(x, weight)
+    assert torch.allclose(out, wanted, atol=1e-6)
+    seed = torch.randn_like(out)
+    found = torch.autograd.grad(out, (x, weight), seed)
+    for mine, theirs in zip(found, torch.autograd.grad(wanted, (x, weight), seed), strict=True):
+        assert torch.allclose(mine, theirs, atol=2e-5)
+
+
+def test_the_layers_input_is_made_again_and_not_kept():
+    made = []
+
+    def make(x):
+        made.append(x)
+        return x.exp()
+
+    layer = torch.nn.Linear(16, 8)
+    x = torch.randn(4, 5, 16, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        out = fused.linear_of(make, (x,), layer)
+    assert kept.count(4 * 5 * 16) == 1  # what exp itself keeps; nothing for the layer
+    found = torch.autograd.grad(out.square().sum(), (x, layer.weight))
+    assert len(made) == 2
+    wanted = torch.autograd.grad(layer(x.exp()).square().sum(), (x, layer.weight))
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_under_autocast_gradients_are_those_of_plain_layers():
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(16, 16), torch.randn(2, 3, 4, 16, requires_grad=True)
+    shift, scale = torch.randn(2, 1, 1, 16), torch.randn(2, 1, 1, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine = fused.linear_of(fused.modulated_norm, (x, shift, scale), layer)
+        plain = layer(F.layer_norm(x, (16,), eps=1e-6) * (1 + scale) + shift)
+    assert mine.dtype == plain.dtype == torch.bfloat16
+    found, wanted = (torch.autograd.grad(value.float().square().sum(), x)[0] for value in (mine, plain))
+    assert torch.allclose(found, wanted, rtol=0.02, atol=0.02)

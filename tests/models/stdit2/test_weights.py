@@ -1,0 +1,137 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import parity
+from brickreel.models.stdit2 import convert, weights
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("code was run",)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return parity.model()
+
+
+@pytest.fixture
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def sharded(folder, state, suffix=".bin"):
+    """An Open-Sora checkpoint: model/ in two parts with an index."""
+    names, parts = sorted(state), {}
+    (folder / "model").mkdir(parents=True)
+    for number, own in enumerate((names[::2], names[1::2])):
+        part = f"pytorch_model-{number:05d}{suffix}"
+        torch.save({name: state[name] for name in own}, folder / "model" / part)
+        parts |= dict.fromkeys(own, part)
+    (folder / "model" / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": parts}))
+
+
+def written(tmp_path, kind, state):
+    """The same weights in one of the forms that Open-Sora and its users have."""
+    source = tmp_path / kind
+    if kind == "file.safetensors":
+        save_file(state, source)
+    elif kind == "file.pt":
+        torch.save({f"module.{name}": tensor for name, tensor in state.items()}, source)
+    elif kind == "enveloped.pth":
+        torch.save({"state_dict": state, "step": 7}, source)
+    elif kind == "sharded":
+        sharded(source, state)
+    elif kind == "ema":
+        sharded(source, {name: torch.zeros_like(tensor) for name, tensor in state.items()})
+        torch.save(state, source / "ema.pt")
+    return source
+
+
+@pytest.mark.parametrize("kind", ["file.safetensors", "file.pt", "enveloped.pth", "sharded", "ema"])
+def test_every_form_converts_to_the_same_model(kind, state, tmp_path):
+    convert.convert(written(tmp_path, kind, state), tmp_path / "out")
+    from brickreel.models import load
+
+    again = load.transformer(str(tmp_path / "out"))
+    assert set(again.state_dict()) == set(state)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in state.items())
+    assert again.config.depth == 2
+    assert again.config.num_heads == 2
+    assert again.config.model_max_length == 12
+
+
+def test_raw_weights_are_taken_when_asked_for(state, tmp_path):
+    out = convert.convert(written(tmp_path, "ema", state), tmp_path / "out", prefer_ema=False)
+    assert not any(tensor.any() for tensor in out.state_dict().values())
+
+
+@pytest.mark.parametrize("length", [5, 20])
+def test_the_null_text_is_resized_as_the_original_does(length, state, tmp_path):
+    source = written(tmp_path, "file.pt", state)
+    null = convert.convert(source, tmp_path / "out", text_tokens=length).y_embedder.y_embedding
+    stored = state["y_embedder.y_embedding"]
+    assert null.shape[0] == length
+    assert torch.equal(null[:5], stored[:5])
+    if length > 12:
+        assert torch.equal(null[12:], stored[-1:].expand(8, -1))
+
+
+def test_missing_rotation_frequencies_are_made_and_computed_names_ignored(state, tmp_path):
+    frequencies = state.pop("rope.freqs")
+    state["pos_embed.inv_freq"] = torch.zeros(3)
+    out = convert.convert(written(tmp_path, "file.pt", state), tmp_path / "out")
+    assert torch.equal(out.rope.freqs, frequencies)
+    assert not out.rope.freqs.requires_grad
+
+
+def test_every_mismatch_is_named_and_nothing_is_written(state, tmp_path):
+    del state["blocks.1.attn.proj.bias"]
+    state["blocks.0.extra"] = torch.zeros(1)
+    state["t_block.1.bias"] = torch.zeros(3)
+    with pytest.raises(ValueError, match="3 names differ") as caught:
+        convert.convert(written(tmp_path, "file.pt", state), tmp_path / "out")
+    for part in ("missing blocks.1.attn.proj.bias", "unexpected blocks.0.extra", "t_block.1.bias is [3] but should be"):
+        assert part in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_model_is_refused(tmp_path):
+    torch.save({"conv.weight": torch.zeros(2)}, tmp_path / "unet.pt")
+    with pytest.raises(ValueError, match=r"is not an STDiT2 of Open-Sora 1.1: it has no x_embedder"):
+        convert.convert(tmp_path / "unet.pt", tmp_path / "out")
+
+
+def test_code_in_a_pickle_is_never_run(tmp_path, capsys):
+    torch.save({"weight": Harmful()}, tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match="would run code"):
+        weights.read_checkpoint(tmp_path / "bad.pt")
+    assert "code was run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["file.safetensors", "file.pt"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.6, 0.999])
+def test_truncated_files_are_named(kind, share, state, tmp_path):
+    source = written(tmp_path, kind, state)
+    source.write_bytes(source.read_bytes()[: int(source.stat().st_size * share)])
+    with pytest.raises(ValueError, match=kind):
+        weights.read_checkpoint(source)
+
+
+def test_an_index_may_not_lead_out_of_its_folder(state, tmp_path):
+    source = written(tmp_path, "sharded", state)
+    index = source / "model" / "pytorch_model.bin.index.json"
+    for value, words in (("../../secret.bin", "not beside it"), ("gone.bin", "the checkpoint is incomplete")):
+        index.write_text(json.dumps({"weight_map": {"x": value}}))
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            weights.read_checkpoint(source)
+
+
+def test_a_folder_without_weights_says_what_it_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither safetensors nor an Open-Sora checkpoint"):
+        weights.read_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match="brickreel convert"):
+        weights.read_safetensors(tmp_path)

@@ -1,0 +1,90 @@
+"""Every candidate has an outcome and a reason, and the page shows them."""
+
+import re
+
+import pytest
+
+from brickreel import config, tables
+from brickreel.films import withdrawn
+from brickreel.stages import curate, ingest
+from films import project
+
+
+def clips():
+    return tables.read("clips", curate.OUTPUT).to_pylist()
+
+
+def curated(**settings):
+    project.run("curate", settings=config.load({"curate": settings}))
+    return clips()
+
+
+def test_titles_short_shots_and_repeated_scenes_are_dropped(films_project):
+    found = {(row["title"], row["start_frame"], row["end_frame"]): row["reason"] for row in clips()}
+    assert found == {
+        ("The First", 0, 24): "title_card",
+        ("The First", 24, 64): "",
+        ("The First", 64, 104): "",
+        ("The Second", 0, 18): "",
+        ("The Second", 18, 58): "near_duplicate",
+        ("The Second", 58, 70): "too_short",
+    }
+    (copy,) = [row for row in clips() if row["reason"] == "near_duplicate"]
+    (kept,) = [row for row in clips() if (row["title"], row["start_frame"]) == ("The First", 64)]
+    assert copy["duplicate_of"] == kept["clip_id"]
+
+
+def test_no_film_is_in_both_splits_and_the_rest_has_none(films_project):
+    splits = {}
+    for row in clips():
+        assert (row["split"] is None) == (row["outcome"] != "ok")
+        splits.setdefault(row["split"], set()).add(row["film_id"])
+    assert splits["train"]
+    assert splits["heldout"]
+    assert splits["train"].isdisjoint(splits["heldout"])
+
+
+def test_provenance_travels_with_every_clip(films_project):
+    assert {(row["path"], row["licence"]) for row in clips()} == {(project.FIRST, "CC0"), (project.SECOND, "CC-BY")}
+
+
+def test_a_changed_threshold_needs_no_film(films_project):
+    for name in (project.FIRST, project.SECOND):
+        (films_project / name).unlink()
+    found = curated(min_poses=5, duplicate_bits=0, max_poses=10)
+    assert max(len(row["pose_frames"]) for row in found) <= 10
+    assert "too_short" not in {row["reason"] for row in found if row["title"] == "The Second"}
+
+
+def test_a_withdrawn_film_is_dropped_by_list_or_setting(films_project):
+    first = next(r["film_id"] for r in tables.read("sources", ingest.OUTPUT).to_pylist() if r["title"] == "The First")
+    assert {row["reason"] for row in curated(withdrawn=[first]) if row["film_id"] == first} == {
+        "title_card", "withdrawn",
+    }  # fmt: skip
+    withdrawn.add(first, "The First")
+    assert {row["outcome"] for row in curated() if row["film_id"] == first} == {"dropped"}
+
+
+def test_the_copy_is_kept_where_the_original_was_withdrawn(films_project):
+    first = next(r["film_id"] for r in tables.read("sources", ingest.OUTPUT).to_pylist() if r["title"] == "The First")
+    kept = {(row["title"], row["start_frame"]) for row in curated(withdrawn=[first]) if row["outcome"] == "ok"}
+    assert ("The Second", 18) in kept
+
+
+def test_no_clip_that_passes_is_one_sentence_and_the_page_is_written(films_project):
+    curate.AUDIT.unlink()
+    with pytest.raises(ValueError, match=r"no clip passes: results/curate/audit.html shows why"):
+        curated(min_poses=150)
+    assert curate.AUDIT.exists()
+
+
+def test_the_page_is_offline_and_escapes_what_people_wrote(films_project):
+    project.listed(films_project, [[project.FIRST, "<script>alert(1)</script>", "CC0"], [project.SECOND, "B", "CC0"]])
+    project.run("ingest", "curate")
+    page = curate.AUDIT.read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert re.findall(r"""(?:src|href)=["']?(?:https?:)?//[^"' >]+""", page) == []
+    assert page.count("data:image/jpeg;base64,") == 6
+    for reason in ("title_card", "near_duplicate", "too_short"):
+        assert reason in page

@@ -1,0 +1,204 @@
+"""Clips, stills, manifest and dataset folder; restarts; finished clips of others."""
+
+import csv
+import errno
+
+import pytest
+
+from brickreel import config, files, tables
+from brickreel.films import cutting, isolated, video
+from brickreel.stages import curate, cut
+from films import project
+
+
+def index(kind="clip"):
+    rows = tables.read("cut_index", cut.OUTPUT).to_pylist()
+    return {row["clip_id"]: row for row in rows if row["kind"] == kind}
+
+
+def chosen():
+    return {row["clip_id"]: row for row in tables.read("clips", curate.OUTPUT).to_pylist() if row["outcome"] == "ok"}
+
+
+def times(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.mp4")}
+
+
+def cut_again(**settings):
+    project.run("cut", settings=config.load({"cut": {"short_side": 90, "crf": 23, **settings}}))
+
+
+def test_every_chosen_clip_is_there_with_its_frames_and_holds(films_project):
+    assert set(index()) == set(chosen())
+    for clip_id, row in index().items():
+        clip = chosen()[clip_id]
+        assert (row["outcome"], row["holds"], row["split"]) == ("ok", clip["holds"], clip["split"])
+        assert (
+            row["frames"]
+            == sum(clip["holds"])
+            == len(video.read(row["path"]))
+            == clip["end_frame"] - clip["start_frame"]
+        )
+        assert (row["width"], row["height"]) == (160, 90)
+        assert row["sha256"] == files.sha256(row["path"])
+
+
+def test_every_clip_has_a_still(films_project):
+    stills = index("still")
+    assert set(stills) == set(chosen())
+    for row in stills.values():
+        assert (row["frames"], row["sha256"]) == (1, files.sha256(row["path"]))
+
+
+def test_in_pose_time_a_clip_has_one_frame_per_pose(films_project):
+    cut_again(time="poses")
+    for row in index().values():
+        assert row["in_poses"]
+        assert row["frames"] == len(row["holds"]) == len(video.read(row["path"]))
+
+
+def test_the_folder_is_a_dataset_with_a_card(films_project):
+    with (cut.CLIPS / "metadata.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["file_name"] for row in rows} == {path.name for path in cut.CLIPS.glob("*.mp4")}
+    assert {(row["title"], row["licence"]) for row in rows} == {("The First", "CC0"), ("The Second", "CC-BY")}
+    assert {row["clip_id"]: row["split"] for row in rows} == {name: row["split"] for name, row in chosen().items()}
+    card = (cut.CLIPS / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlicense: other\n")
+    assert "| CC-BY | 1 |" in card
+
+
+def test_a_second_run_writes_nothing_anew(films_project):
+    before = times(cut.CLIPS)
+    project.run("cut")
+    assert times(cut.CLIPS) == before
+
+
+def test_other_settings_write_everything_anew(films_project):
+    before = times(cut.CLIPS)
+    cut_again(crf=30)
+    assert all(time != before[name] for name, time in times(cut.CLIPS).items())
+
+
+def test_what_is_missing_or_cut_off_is_written_again_and_nothing_else(films_project):
+    before = times(cut.CLIPS)
+    gone, broken, *_ = sorted(index())
+    (cut.CLIPS / f"{gone}.mp4").unlink()
+    (cut.CLIPS / f"{broken}.mp4").write_bytes(b"half")
+    project.run("cut")
+    changed = {name for name, time in times(cut.CLIPS).items() if before[name] != time}
+    assert changed == {f"{gone}.mp4", f"{broken}.mp4"}
+    assert len(video.read(cut.CLIPS / f"{broken}.mp4")) == index()[broken]["frames"]
+
+
+def test_finished_films_of_an_interrupted_shard_are_kept(films_project, monkeypatch):
+    for path in [*cut.CLIPS.glob("*.mp4"), *cut.FINISHED.glob("*")]:
+        path.unlink()
+    asked = []
+    real = isolated.call
+
+    def stop_at_second(work, arguments, *others):
+        asked.append([piece.clip_id for piece in arguments[1]])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(work, arguments, *others)
+
+    monkeypatch.setattr(isolated, "call", stop_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        project.run("cut", shards=1)
+    project.run("cut", shards=1)
+    first, second, third = asked
+    assert second == third != first
+    assert len(times(cut.CLIPS)) == len(chosen())
+
+
+def test_clips_that_are_no_longer_chosen_leave_the_folder(films_project):
+    settings = config.load({"curate": {"min_poses": 19}})
+    project.run("curate", settings=settings)
+    (cut.CLIPS / f".{next(iter(chosen()))}").mkdir()
+    project.run("cut")
+    assert {path.stem for path in cut.CLIPS.glob("*.mp4")} == set(chosen())
+    assert {path.stem for path in cut.STILLS.glob("*.jpg")} == set(chosen())
+    assert [path for path in cut.CLIPS.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_film_that_has_gone_is_a_reason_and_too_many_fail_the_stage(films_project):
+    (films_project / project.SECOND).unlink()
+    for path in cut.CLIPS.glob("*.mp4"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"clips could not be written, more than `cut.max_failed_share` allows"):
+        project.run("cut", shards=1)
+    failed = [row for row in index().values() if row["outcome"] == "failed"]
+    assert {row["title"] for row in failed} == {"The Second"}
+    assert all(row["reason"] for row in failed)
+
+
+def test_a_full_disk_stops_the_stage_and_keeps_what_is_finished(films_project, monkeypatch):
+    def fill(film, pieces, *others):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (gone,) = [name for name, row in chosen().items() if row["title"] == "The Second"]
+    (cut.CLIPS / f"{gone}.mp4").unlink()
+    monkeypatch.setattr(isolated, "call", lambda work, arguments, *others: fill(*arguments))
+    before = times(cut.CLIPS)
+    with pytest.raises(OSError, match="No space left"):
+        project.run("cut")
+    assert times(cut.CLIPS) == before
+
+
+def test_clips_of_another_tool_enter_here_with_their_captions(films_project, monkeypatch):
+    folder = films_project / "other clips"
+    folder.mkdir()
+    for number, path in enumerate(sorted(cut.CLIPS.glob("*.mp4"))):
+        (folder / f"film é_scene-{number}.mp4").write_bytes(path.read_bytes())
+    (folder / "broken.mp4").write_bytes(b"nothing")
+    columns = ["path", "text", "num_frames", "height", "width", "aspect_ratio", "fps", "resolution"]
+    rows = [
+        [path.name, 'A "red" brick,\nthen a blue one', 999, 1, 1, 1.0, 60.0, 1] for path in sorted(folder.iterdir())
+    ]
+    with (folder / "clips.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([columns, *rows, rows[-1]])
+    for part in cut.OUTPUT.glob("*.parquet"):
+        part.unlink()
+    adopted = config.load({"cut": {"adopt": str(folder / "clips.csv"), "max_failed_share": 1.0}})
+    project.run("cut", settings=adopted, shards=3)
+    found = [row for row in tables.read("cut_index", cut.OUTPUT).to_pylist() if row["kind"] == "clip"]
+    good = [row for row in found if row["outcome"] == "ok"]
+    assert len(good) == 3
+    assert {row["text"] for row in good} == {'A "red" brick,\nthen a blue one'}
+    assert len({row["film_id"] for row in good}) == 1
+    for row in good:
+        assert sum(row["holds"]) == row["frames"] == len(video.read(row["path"]))
+    assert sorted((row["outcome"], row["reason"].split(":")[0]) for row in found if row["outcome"] != "ok") == [
+        ("dropped", "is listed twice"),
+        ("failed", "is not a video file"),
+    ]
+    assert {row["cadence"] for row in good} == {"ones", "twos"}
+    stills = [row for row in tables.read("cut_index", cut.OUTPUT).to_pylist() if row["kind"] == "still"]
+    assert len(stills) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("file,text\na,b\n", "needs the column path"), ("path,text\n,b\n", "line 2: the path is empty")],
+)
+def test_a_wrong_table_is_one_sentence(tmp_path, monkeypatch, content, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips.csv").write_text(content)
+    with pytest.raises(ValueError, match=words):
+        project.run("cut", settings=config.load({"cut": {"adopt": "clips.csv"}}))
+    with pytest.raises(FileNotFoundError, match="names the table of finished clips"):
+        project.run("cut", settings=config.load({"cut": {"adopt": "other.csv"}}))
+
+
+def test_threads_and_places_do_not_change_a_clips_key():
+    (piece,) = [cutting.Piece("a", *(chosen_frames() for _ in range(2)), 0, 24.0, (0, 0, 8, 8))]
+    film, recipe = cutting.Film("a.mp4", 1.0, 0, False), cutting.Recipe(90, 23, "fast", 1)
+    same = cut.key(piece, film._replace(path="b.mp4"), recipe._replace(threads=4))
+    assert same == cut.key(piece, film, recipe) != cut.key(piece, film, recipe._replace(crf=24))
+
+
+def chosen_frames():
+    import numpy as np
+
+    return np.arange(4)

@@ -1,0 +1,52 @@
+"""Every film listed ends with an outcome and a reason."""
+
+import pytest
+
+from brickreel import config, tables
+from brickreel.stages import ingest
+from films import project, synth
+
+
+def sources():
+    return {row["path"]: row for row in tables.read("sources", ingest.OUTPUT).to_pylist()}
+
+
+def test_films_are_probed_and_the_rest_has_a_reason(films_project):
+    rows = sources()
+    first, notes = rows[project.FIRST], rows["notes.mp4"]
+    assert (first["outcome"], first["width"], first["fps"], first["licence"]) == ("ok", 320, 24.0, "CC0")
+    assert len(first["film_id"]) == 16
+    assert (notes["outcome"], notes["film_id"]) == ("failed", None)
+    assert "is not a video file" in notes["reason"]
+
+
+def test_a_film_without_a_licence_needs_leave_and_is_marked(films_project):
+    project.listed(films_project, [[project.SECOND, "", ""], [project.FIRST, "", "CC0"]])
+    project.run("ingest")
+    assert sources()[project.SECOND]["outcome"] == "dropped"
+    assert "allow_unlicensed" in sources()[project.SECOND]["reason"]
+    project.run("ingest", settings=config.load({"ingest": {"allow_unlicensed": True}}))
+    assert (sources()[project.SECOND]["outcome"], sources()[project.SECOND]["licence"]) == ("ok", "unlicensed")
+
+
+def test_the_same_film_twice_is_used_once(films_project):
+    (films_project / "copy.mp4").write_bytes((films_project / project.SECOND).read_bytes())
+    project.listed(films_project, [[project.SECOND, "", "CC0"], ["copy.mp4", "", "CC0"]])
+    project.run("ingest")
+    assert sources()["copy.mp4"]["reason"] == "has the same content as second.mp4"
+
+
+def test_no_film_that_can_be_used_is_one_sentence(films_project):
+    project.listed(films_project, [["notes.mp4", "", "CC0"], ["gone.mp4", "", "CC0"]])
+    with pytest.raises(ValueError, match=r"lists no film that can be used; the first: is not a video file"):
+        project.run("ingest")
+    assert sources()["gone.mp4"]["reason"] == "there is no such file"
+
+
+def test_an_address_without_network_is_a_reason(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    synth.Film().add(synth.scene(1, 8), [1] * 8).write(tmp_path / "a.mp4")
+    (tmp_path / "sources.csv").write_text("path,url,licence\na.mp4,,CC0\n,http://127.0.0.1:9/film.mp4,CC0\n")
+    project.run("ingest")
+    (failed,) = [row for row in sources().values() if row["outcome"] == "failed"]
+    assert failed["reason"].startswith("http://127.0.0.1:9/film.mp4 cannot be downloaded: no connection to 127.0.0.1")

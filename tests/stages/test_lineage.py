@@ -1,0 +1,67 @@
+"""Which clips, captions, latents and checkpoints a film went into, and taking it out."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from brickreel import files, tables
+from brickreel.stages import curate, cut, ingest, lineage
+from films import project
+
+
+@pytest.fixture
+def trained(films_project):
+    """A run that was shown the first film from step 3 on, and another that never was."""
+    clips = tables.read("cut_index", cut.OUTPUT).to_pylist()
+    ids = {row["title"]: row["clip_id"] for row in clips}
+    for run, titles in {"bricks": ["The Second", "The Second", "The First"], "other": ["The Second"]}.items():
+        for step, title in enumerate(titles, start=1):
+            row = {"step": step, "sample_ids": [f"{ids[title]}.64p-16f.0.0.5"]}
+            files.append_json_line(f"results/train/{run}/steps/0-0.jsonl", row)
+        for step in (2, 4):
+            files.write_json(f"results/train/{run}/checkpoints/step-{step:08d}/manifest.json", {})
+    text = dict.fromkeys(tables.SCHEMAS["captions"].names)
+    captions = [
+        text | {"clip_id": row["clip_id"], "kind": row["kind"], "text": "bricks", "outcome": "ok", "reason": ""}
+        for row in clips
+    ]
+    tables.write("captions", lineage.CAPTIONS / "00.parquet", captions)
+    return films_project
+
+
+def film_id(title="The First"):
+    return next(row["film_id"] for row in tables.read("sources", ingest.OUTPUT).to_pylist() if row["title"] == title)
+
+
+def test_a_film_is_traced_to_the_checkpoints_that_saw_it(trained):
+    traced = lineage.trace(film_id())
+    bricks, other = traced["runs"]
+    assert bricks["checkpoints"] == ["results/train/bricks/checkpoints/step-00000004"]
+    assert (bricks["steps"], bricks["first_step"]) == (1, 3)
+    assert (other["steps"], other["checkpoints"]) == (0, [])
+    assert len(traced["clips"]) == 3
+    assert len(traced["captions"]) == 4
+
+
+def test_a_withdrawn_film_leaves_the_dataset_and_stays_out(trained):
+    identity = film_id()
+    lineage.withdraw(identity)
+    assert identity not in {row["film_id"] for row in tables.read("cut_index", cut.OUTPUT).to_pylist()}
+    assert not list(cut.CLIPS.glob(f"{identity}*"))
+    assert not list(cut.STILLS.glob(f"{identity}*"))
+    assert identity not in (cut.CLIPS / "metadata.csv").read_text()
+    project.run("curate", "cut")
+    assert identity not in {row["film_id"] for row in tables.read("cut_index", cut.OUTPUT).to_pylist()}
+    reasons = {r["reason"] for r in tables.read("clips", curate.OUTPUT).to_pylist() if r["film_id"] == identity}
+    assert reasons == {"title_card", "withdrawn"}
+    assert (trained / project.FIRST).exists()
+    assert lineage.trace(identity)["withdrawn"]
+
+
+def test_the_commands_say_what_they_know(trained):
+    shown = CliRunner().invoke(lineage.lineage_command, ["--film", project.FIRST, "--json"])
+    assert json.loads(shown.output)["film"]["film_id"] == film_id()
+    gone = CliRunner().invoke(lineage.withdraw_command, ["--film", film_id()])
+    assert "results/train/bricks/checkpoints/step-00000004" in gone.output
+    assert CliRunner().invoke(lineage.lineage_command, ["--film", "nobody"]).exit_code == 1

@@ -1,0 +1,268 @@
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from brickreel import config, tables
+from brickreel.evaluation import jobs, prompts
+from brickreel.films import video
+from brickreel.stages import sample
+from evaluation import project
+from training import ranks
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was sampled; tests must not change it."""
+    folder = tmp_path_factory.mktemp("sampled ü")
+    with in_folder(folder):
+        settings = project.make(folder, lengths=[1, 2], weights=["ema", "raw"])
+        sample.run(settings, "r")
+    return folder, settings
+
+
+class in_folder:  # noqa: N801
+    """Work in a folder for a while."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __enter__(self):
+        self.before = os.getcwd()
+        os.chdir(self.folder)
+
+    def __exit__(self, *_):
+        os.chdir(self.before)
+
+
+def trained(source: Path, folder: Path) -> None:
+    """A copy of the run before it was sampled."""
+    (folder / "base").symlink_to(source / "base")
+    shutil.copytree(source / "results/train", folder / "results/train")
+
+
+def rows_of(folder: Path) -> list[dict]:
+    paths = sorted((folder / "results/sample/r").glob("step-*/samples.parquet"))
+    return [row for path in paths for row in tables.read("samples", path).to_pylist()]
+
+
+def pictures(folder: Path, **wanted) -> dict[tuple, np.ndarray]:
+    found = [row for row in rows_of(folder) if all(row[name] == value for name, value in wanted.items())]
+    return {
+        (row["step"], row["weights"], row["prompt"], row["seed"], row["conditional"], row["length"]): video.read(
+            folder / row["path"]
+        )
+        for row in found
+    }
+
+
+def changed(settings: config.Config, **values) -> config.Config:
+    return config.load(settings.model_dump(mode="json"), {"sample": values})
+
+
+def test_every_prompt_seed_and_checkpoint_is_sampled_before_and_after(finished):
+    folder, _ = finished
+    rows = rows_of(folder)
+    assert all(row["outcome"] == "ok" for row in rows)
+    usual = [row for row in rows if row["conditional"] and row["length"] == 1]
+    assert {(row["step"], row["weights"]) for row in usual} == {
+        (0, "base"), (2, "ema"), (2, "raw"), (4, "ema"), (4, "raw"),
+    }  # fmt: skip
+    assert len(usual) == 5 * len(project.PROMPTS) * 2
+    assert {(row["step"], row["weights"]) for row in rows if not row["conditional"]} == {
+        (0, "base"), (4, "ema"), (4, "raw"),
+    }  # fmt: skip
+    assert {row["step"] for row in rows if row["length"] == 2} == {4}
+    assert all(row["frames"] == 4 * row["length"] for row in rows)
+    assert all(row["prompt"] in project.PROMPTS for row in rows)
+
+
+def test_sheets_are_written_per_step_and_over_all_steps(finished):
+    folder, _ = finished
+    for path in [*folder.glob("results/sample/r/step-*/sheet.jpg"), folder / "results/sample/r/sheet.jpg"]:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 300
+    assert len(list(folder.glob("results/sample/r/step-*/sheet.jpg"))) == 3
+
+
+def test_other_weights_another_seed_and_a_missing_prompt_give_another_video(finished):
+    folder, _ = finished
+    found = pictures(folder, length=1)
+    first = project.PROMPTS[0]
+    reference = found[4, "ema", first, 0, True, 1]
+    for other in [
+        (0, "base", first, 0, True, 1),
+        (4, "raw", first, 0, True, 1),
+        (4, "ema", first, 1, True, 1),
+        (4, "ema", first, 0, False, 1),
+        (4, "ema", project.PROMPTS[1], 0, True, 1),
+    ]:
+        assert not np.array_equal(found[other], reference), other
+
+
+def test_video_depends_on_neither_batch_size_nor_order_nor_other_prompts(finished, tmp_path, monkeypatch):
+    folder, settings = finished
+    before = pictures(folder, weights="ema", conditional=True, length=1)
+    trained(folder, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    other = changed(settings, batch_size=3, prompts=["another prompt", *reversed(project.PROMPTS)], seeds=[1, 5, 0])
+    sample.run(changed(other, checkpoints="final", weights=["ema"], lengths=[1], unconditional=False), "r")
+    after = pictures(tmp_path, weights="ema")
+    for key in [key for key in before if key[0] == 4]:
+        assert np.array_equal(before[key], after[key]), key
+
+
+def test_two_ranks_make_what_one_makes(finished, tmp_path):
+    folder, settings = finished
+    trained(folder, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(changed(settings, weights=["ema"], lengths=[1], unconditional=False).model_dump_json())
+    statuses = ranks.run(tmp_path, ["sample", "--run", "r", "--config", "config.json"], 2)
+    assert statuses == [0, 0], ranks.output(tmp_path)[-2000:]
+    one, two = pictures(folder, conditional=True, length=1), pictures(tmp_path)
+    assert len(two) == 3 * len(project.PROMPTS) * 2
+    for key, frames in two.items():
+        assert np.array_equal(frames, one[key]), (key[0], key[3], np.abs(frames.astype(int) - one[key]).max())
+
+
+def test_restart_makes_only_what_is_missing_or_half_written(finished, tmp_path, monkeypatch):
+    folder, settings = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    monkeypatch.chdir(copy)
+    steps = copy / "results/sample/r"
+    videos = sorted(steps.glob("step-*/*.mp4"))
+    lost, unrecorded, empty = videos[0], videos[3], videos[7]
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in videos}
+    lost.unlink()
+    unrecorded.with_suffix(".json").unlink()
+    empty.with_suffix(".json").write_text("{half")
+    (steps / "sheet.jpg").unlink()
+    sample.run(settings, "r")
+    remade = {path for path in videos if path.stat().st_mtime_ns != before[path][0]}
+    assert remade == {lost, unrecorded, empty}
+    assert all(path.read_bytes() == content for path, (_, content) in before.items())
+    assert (steps / "sheet.jpg").is_file()
+
+
+def test_new_weights_and_new_settings_make_new_videos(finished):
+    folder, settings = finished
+    row = next(row for row in rows_of(folder) if row["step"] == 4)
+    weights = jobs.Weights(4, "ema", folder, final=True, identity="a")
+    job = jobs.Job(row["prompt"], row["seed"], weights)
+    keys = {
+        jobs.key(job, settings.sample, settings.base),
+        jobs.key(job._replace(weights=weights._replace(identity="b")), settings.sample, settings.base),
+        jobs.key(job, changed(settings, steps=3).sample, settings.base),
+        jobs.key(job, changed(settings, hold=2).sample, settings.base),
+    }
+    assert len(keys) == 4
+    assert jobs.key(job, changed(settings, batch_size=9).sample, settings.base) in keys
+
+
+def test_holds_are_put_back_into_the_video(finished, tmp_path, monkeypatch):
+    folder, settings = finished
+    trained(folder, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    few = {"checkpoints": "final", "weights": ["ema"], "lengths": [1], "unconditional": False, "seeds": [0]}
+    sample.run(changed(settings, hold=3, **few), "r")
+    plain, held = pictures(folder, weights="ema", length=1, conditional=True), pictures(tmp_path, weights="ema")
+    for key, frames in held.items():
+        assert len(frames) == 12
+        assert np.abs(frames[::3].astype(int) - plain[key]).mean() < 8
+    assert rows_of(tmp_path)[0]["holds"] == [3] * 4
+
+
+def test_weights_that_diverged_are_rows_with_a_reason_and_an_empty_cell(finished, tmp_path, monkeypatch):
+    folder, settings = finished
+    trained(folder, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "results/train/r/final/ema/diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    state["final_layer.linear.bias"].fill_(torch.nan)
+    save_file(state, weights)
+    sample.run(changed(settings, weights=["ema"], lengths=[1]), "r")
+    failed = [row for row in rows_of(tmp_path) if row["outcome"] == "failed"]
+    assert {row["step"] for row in failed} == {4}
+    assert all("NaN" in row["reason"] for row in failed)
+    assert (tmp_path / "results/sample/r/sheet.jpg").is_file()
+
+
+def test_a_damaged_checkpoint_is_a_reason_and_the_others_are_sampled(finished, tmp_path, monkeypatch):
+    folder, settings = finished
+    trained(folder, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    shard = next((tmp_path / "results/train/r/checkpoints/step-00000002").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    sample.run(changed(settings, weights=["ema"], lengths=[1], unconditional=False), "r")
+    outcomes = {(row["step"], row["outcome"]) for row in rows_of(tmp_path)}
+    assert outcomes == {(0, "ok"), (2, "failed"), (4, "ok")}
+    assert all("damaged" in row["reason"] for row in rows_of(tmp_path) if row["outcome"] == "failed")
+
+
+def test_when_most_videos_fail_the_stage_fails_with_the_reason(finished, tmp_path, monkeypatch):
+    folder, settings = finished
+    trained(folder, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for shard in (tmp_path / "results/train/r").rglob("*.safetensors"):
+        shard.write_bytes(b"\0" * 64)
+    with pytest.raises(ValueError, match=r"8 of 12 videos failed; the first one: the weights cannot be loaded"):
+        sample.run(changed(settings, weights=["ema"], lengths=[1], unconditional=False), "r")
+
+
+def test_before_training_has_ended_there_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = config.load({"runs": {"r": {}}, "sample": {"prompts": ["a brick"]}})
+    with pytest.raises(FileNotFoundError, match=r"run `brickreel train --run r` to its end"):
+        sample.run(settings, "r")
+
+
+def test_one_checkpoint_is_sampled_while_training_goes_on(finished, tmp_path, monkeypatch):
+    source, settings = finished
+    trained(source, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree("results/train/r/final")
+    name = sorted(path.name for path in Path("results/train/r/checkpoints").glob("step-*"))[0]
+    sample.run(settings, "r", checkpoint=name)
+    assert [path.name for path in Path("results/sample/r").iterdir()] == [name]
+    kinds = {(row["weights"], row["length"], row["outcome"]) for row in rows_of(tmp_path)}
+    assert kinds == {("ema", 1, "ok"), ("raw", 1, "ok")}
+    with pytest.raises(FileNotFoundError, match="step-00009999 is not there, or not any more"):
+        sample.run(settings, "r", checkpoint="step-00009999")
+
+
+def test_prompts_come_from_a_file_once_each_and_none_is_a_sentence(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("  a brick \n\n猫\na brick\n", encoding="utf-8")
+    settings = config.load({"sample": {"prompts": str(path)}}).sample
+    assert prompts.read(settings) == ["a brick", "猫"]
+    with pytest.raises(ValueError, match=r"sample\.prompts is empty"):
+        prompts.read(config.load({}).sample)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        prompts.read(config.load({"sample": {"prompts": str(tmp_path / "none.txt")}}).sample)
+    path.write_bytes(b"\xff\xfe\x00bad")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        prompts.read(settings)
+
+
+def test_names_of_prompts_are_safe_and_differ(tmp_path):
+    texts = ["../../etc/passwd", "a" * 500, "猫", "犬", "a; rm -rf *", "", "a brick", "A brick"]
+    names = [prompts.prompt_id(text) for text in texts]
+    assert len(set(names)) == len(texts)
+    assert all(name.replace("-", "").isalnum() and len(name) < 80 for name in names)
+
+
+def test_ranks_share_all_videos_and_none_twice():
+    weights = [jobs.Weights(0, "base", None), jobs.Weights(5, "ema", Path("x"), final=True)]
+    settings = config.load({"sample": {"seeds": [0, 1, 2], "prompts": ["a", "b", "c"]}}).sample
+    owed = jobs.owed(["a", "b", "c"], weights, settings)
+    for world in (1, 2, 4, 16):
+        dealt = [job for rank in range(world) for job in jobs.deal(owed, rank, world)]
+        assert sorted(dealt, key=str) == sorted(owed, key=str)
+        sizes = [len(jobs.deal(owed, rank, world)) for rank in range(world)]
+        assert max(sizes) - min(sizes) <= len(owed) // 9

@@ -1,0 +1,95 @@
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from brickreel import config, files
+from brickreel.models import load
+from brickreel.stages import train
+from training import project
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A project whose run is finished."""
+    folder = tmp_path_factory.mktemp("trained")
+    project.make(folder, max_steps=2, gauge_every=2, checkpoint_every=2)
+    project.train_here(folder)
+    return folder
+
+
+def test_the_run_leaves_what_the_stages_after_it_read(trained):
+    folder = trained / "results/train/small"
+    assert {path.name for path in folder.iterdir()} == {
+        *("attempts.jsonl", "checkpoints", "dataset.json", "final", "gauge.jsonl", "settings.json", "steps"),
+        "tensorboard",
+    }
+    assert config.Run.model_validate(files.read_json(folder / "settings.json")).max_steps == 2
+    about = files.read_json(folder / "dataset.json")
+    assert (about["clips"], about["heldout"]) == (18, 6)
+    for which in ("raw", "ema"):
+        model = load.transformer(str(folder / "final" / which))
+        assert model.config.hidden_size == 48
+
+
+def test_a_finished_run_starts_nothing(trained):
+    before = {path: path.stat().st_mtime_ns for path in (trained / "results").rglob("*") if path.is_file()}
+    project.train_here(trained)
+    assert {path: path.stat().st_mtime_ns for path in (trained / "results").rglob("*") if path.is_file()} == before
+
+
+def test_raising_max_steps_continues_a_finished_run(trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    project.change(folder, max_steps=3)
+    project.train_here(folder)
+    assert [(row["attempt"], row["step"]) for row in project.step_rows(folder)] == [(0, 1), (0, 2), (1, 3)]
+    assert files.read_json(folder / "results/train/small/final/final.json")["step"] == 3
+    assert [row["outcome"] for row in project.attempts(folder)] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        ("no plan", r"results/plan/small/plan.json does not exist: run the plan stage first"),
+        ("empty plan", r"plan.json has no buckets: run the plan stage again"),
+        ("no index", r"results/encode/index.parquet"),
+        ("other index", r"the plan was made from another dataset: run the plan stage again"),
+        ("no base", r"base.transformer: there is no folder base/transformer|neither a folder nor in the hub cache"),
+    ],
+)
+def test_what_is_missing_is_one_sentence(tmp_path, harm, sentence):
+    project.make(tmp_path)
+    results = tmp_path / "results"
+    if harm == "no plan":
+        (results / "plan/small/plan.json").unlink()
+    elif harm == "empty plan":
+        (results / "plan/small/plan.json").write_text("{}")
+    elif harm == "no index":
+        shutil.rmtree(results / "encode/index.parquet")
+    elif harm == "other index":
+        project.make(tmp_path / "other", clips=4)
+        shutil.copytree(tmp_path / "other/results/encode", results / "encode", dirs_exist_ok=True)
+    else:
+        shutil.rmtree(tmp_path / "base")
+    with pytest.raises((ValueError, OSError), match=sentence):
+        project.train_here(tmp_path)
+
+
+def test_a_run_that_is_not_configured_lists_those_that_are(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    with pytest.raises(ValueError, match=r"no run 'large' in `runs:`: choose from \['small'\]"):
+        train.run(config.load("config.json"), "large")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_same_training(trained, tmp_path):
+    project.make(tmp_path, max_steps=2, gauge_every=2, checkpoint_every=2)
+    # torchrun takes what stands behind `--` as it is: without it, it would read --run as its own --run-path.
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
+    done = subprocess.run(
+        [*words, "brickreel", *project.words()], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert project.ids_by_step(tmp_path) == project.ids_by_step(trained)

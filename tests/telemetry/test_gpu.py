@@ -1,0 +1,119 @@
+"""The real nvidia-ml-py on the mock library: values, exact integrals, and everything that may be missing."""
+
+import pytest
+
+from telemetry import nvml
+
+WAITING = [
+    "0 util 0 100",
+    "0 sm 0 88",
+    "0 tensor 0 40",
+    "0 power 0 650",
+    "0 mhz 0 1755",
+    "0 used 0 60",
+    "0 temp 0 64",
+    "0 sm 10 7",
+    "0 power 20 190",
+    "0 sm 20 88",
+]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    return nvml.build(tmp_path_factory.mktemp("nvml"))
+
+
+def events(rows, kind):
+    return [tuple(event) for row in rows for event in row["events"] if event[1] == kind]
+
+
+def test_a_gpu_that_waits_is_full_by_utilization_and_idle_by_sm_active(driver, tmp_path):
+    rows = nvml.sample(driver, WAITING, [0, 10, 20, 30], tmp_path)
+    values = [row["values"]["gpu0"] for row in rows]
+    assert [row["kernel_time_pct"] for row in values] == [100, 100, 100, 100]
+    assert [row.get("sm_active_pct") for row in values] == [
+        None,
+        pytest.approx(88),
+        pytest.approx(7),
+        pytest.approx(88),
+    ]
+    assert values[1]["tensor_pct"] == pytest.approx(40)
+
+
+def test_gpm_gives_the_mean_of_the_interval_and_not_a_moment(driver, tmp_path):
+    rows = nvml.sample(driver, WAITING, [5, 15], tmp_path)
+    assert rows[1]["values"]["gpu0"]["sm_active_pct"] == pytest.approx((5 * 88 + 5 * 7) / 10)
+
+
+def test_energy_is_the_exact_integral_of_power(driver, tmp_path):
+    rows = nvml.sample(driver, WAITING, [0, 30], tmp_path)
+    first, last = (row["values"]["gpu0"]["gpu_energy_j"] for row in rows)
+    assert last - first == 20 * 650 + 10 * 190
+
+
+def test_units_are_those_of_the_column_names(driver, tmp_path):
+    row = nvml.sample(driver, WAITING, [1], tmp_path)[0]["values"]["gpu0"]
+    assert row["gpu_power_w"] == 650
+    assert row["gpu_mem_used_b"] == 60 * 2**30
+    assert row["gpu_mem_total_b"] == 80 * 2**30
+    assert (row["sm_mhz"], row["sm_max_mhz"], row["gpu_temp_c"]) == (1755, 1980, 64)
+
+
+def test_throttling_is_cumulative_so_that_nothing_between_samples_is_missed(driver, tmp_path):
+    lines = ["0 mhz 0 1755", "0 thermal 12 1", "0 mhz 12 1005", "0 thermal 12.5 0", "0 mhz 12.5 1755"]
+    rows = nvml.sample(driver, lines, [0, 10, 20], tmp_path)
+    values = [row["values"]["gpu0"] for row in rows]
+    assert [row["throttle_bits"] for row in values] == [0, 0, 0]
+    assert values[2]["throttle_hw_s"] - values[1]["throttle_hw_s"] == pytest.approx(0.5)
+
+
+def test_thermal_throttling_shows_in_bits_and_clock(driver, tmp_path):
+    row = nvml.sample(driver, ["0 mhz 0 1005", "0 thermal 0 1"], [1], tmp_path)[0]["values"]["gpu0"]
+    assert (row["throttle_bits"], row["sm_mhz"]) == (0x40, 1005)
+
+
+def test_a_lost_gpu_is_not_measured_and_the_others_go_on(driver, tmp_path):
+    lines = ["0 power 0 600", "1 power 0 600", "0 xid 15 79", "0 lost 15 1"]
+    rows = nvml.sample(driver, lines, [0, 10, 20, 30], tmp_path)
+    assert set(rows[2]["values"]["gpu0"].values()) == {None}
+    assert rows[3]["values"]["gpu1"]["gpu_power_w"] == 600
+    assert events(rows, "xid") == [("gpu0", "xid", "79")]
+    reasons = [detail for device, _, detail in events(rows, "not_measured") if device == "gpu0"]
+    assert any("code 15" in detail for detail in reasons)
+    assert len(reasons) == len(set(reasons)), "each reason is told once, not at every sample"
+
+
+def test_gpm_without_permission_is_recorded_and_never_zero(driver, tmp_path):
+    lines = ["0 sm 0 80", "0 nogpm 15 1", "0 nogpm 25 0"]
+    rows = nvml.sample(driver, lines, [0, 10, 20, 30, 40], tmp_path)
+    shown = [row["values"]["gpu0"].get("sm_active_pct") for row in rows]
+    assert shown[2] is None
+    assert shown[1] == shown[4] == pytest.approx(80)
+    assert any("gpm_sample" in event[2] and "code 4" in event[2] for event in events(rows, "not_measured"))
+    assert ("gpu0", "measured", "gpm_sample") in events(rows, "measured")
+
+
+def test_an_old_driver_gives_what_it_has(tmp_path):
+    library = nvml.build(tmp_path, old=True)
+    rows = nvml.sample(library, ["0 power 0 600", "0 temp 0 50", "0 thermal 0 1", "0 sm 0 80"], [0, 10], tmp_path)
+    row = rows[1]["values"]["gpu0"]
+    assert (row["gpu_power_w"], row["gpu_temp_c"], row["throttle_bits"]) == (600, 50, 0x40)
+    assert "sm_active_pct" not in row
+    assert any(event[2].startswith("gpm:") for event in events(rows, "not_measured"))
+
+
+def test_a_driver_that_is_not_loaded_is_a_reason(driver, tmp_path):
+    rows = nvml.sample(driver, None, [0], tmp_path)
+    assert rows[0]["values"] == {}
+    assert events(rows, "not_measured")[0][2].startswith("gpu: ")
+
+
+def test_no_library_is_a_reason(tmp_path):
+    rows = nvml.sample(None, None, [0], tmp_path)
+    assert rows[0]["values"] == {}
+    assert "Not Found" in events(rows, "not_measured")[0][2]
+
+
+def test_uncorrected_errors_are_counted(driver, tmp_path):
+    rows = nvml.sample(driver, ["0 ecc 0 0", "0 ecc 5 2"], [0, 10], tmp_path)
+    assert [row["values"]["gpu0"]["ecc_uncorrected"] for row in rows] == [0, 2]

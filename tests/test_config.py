@@ -1,0 +1,124 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from brickreel import config
+from brickreel.stages import STAGES
+
+RUNS = {"runs": {"demo": {"data": {"buckets": {"64p": {"16": [1.0, 8]}}}}, "other": {}}}
+
+
+def test_unknown_key_names_itself_and_its_neighbours():
+    with pytest.raises(ValueError, match=r"unknown key `curate\.min_pose`: choose from .*min_poses"):
+        config.load({"curate": {"min_pose": 3}})
+
+
+def test_unknown_key_inside_a_run_is_named():
+    with pytest.raises(ValueError, match=r"unknown key `runs\.demo\.learning_rate`"):
+        config.load({"runs": {"demo": {"learning_rate": 1}}})
+
+
+def test_wrong_type_names_the_field_and_the_value():
+    with pytest.raises(ValueError, match=r"`cut\.crf`.*'good'"):
+        config.load({"cut": {"crf": "good"}})
+
+
+def test_later_sources_win_key_by_key(tmp_path):
+    first, second = tmp_path / "config.yaml", tmp_path / "demo.yaml"
+    first.write_text(yaml.safe_dump({"curate": {"min_poses": 9, "seed": 4}, "project": {"name": "a"}}))
+    second.write_text(yaml.safe_dump({"curate": {"min_poses": 7}}))
+    loaded = config.load(first, second)
+    assert (loaded.curate.min_poses, loaded.curate.seed, loaded.project.name) == (7, 4, "a")
+
+
+def test_merging_leaves_the_sources_alone():
+    first = {"runs": {"demo": {"max_steps": 3}}}
+    config.load(first, {"runs": {"demo": {"max_steps": 5}}})
+    assert first == {"runs": {"demo": {"max_steps": 3}}}
+
+
+def test_broken_yaml_and_missing_file_are_one_sentence(tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    with pytest.raises(ValueError, match=r"broken\.yaml is not valid YAML"):
+        config.load(broken)
+    with pytest.raises(FileNotFoundError, match="no configuration file"):
+        config.load(tmp_path / "none.yaml")
+    listed = tmp_path / "list.yaml"
+    listed.write_text("- a")
+    with pytest.raises(ValueError, match="must hold sections"):
+        config.load(listed)
+
+
+def test_a_run_that_does_not_exist_lists_the_others():
+    with pytest.raises(ValueError, match=r"\['x'\].*\['demo', 'other'\]"):
+        config.load(RUNS, {"project": {"runs": ["x"]}})
+    with pytest.raises(ValueError, match=r"no run 'x'.*\['demo', 'other'\]"):
+        config.load(RUNS).run("x")
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_a_stages_settings_are_a_configuration_with_the_same_content(stage):
+    loaded = config.load(RUNS)
+    run = "demo" if stage.scope == "run" else None
+    part = config.stage_settings(loaded, stage.name, run)
+    again = config.load(json.loads(json.dumps(part)))
+    assert config.stage_settings(again, stage.name, run) == part
+
+
+def changed_stages(change):
+    before, after = config.load(RUNS), config.load(RUNS, change)
+    return {
+        stage.name
+        for stage in STAGES
+        if config.stage_settings(before, stage.name, "demo" if stage.scope == "run" else None)
+        != config.stage_settings(after, stage.name, "demo" if stage.scope == "run" else None)
+    }
+
+
+def test_a_changed_caption_setting_touches_captioning_and_its_forecast_only():
+    assert changed_stages({"caption": {"model": "x"}}) == {"caption", "plan"}
+
+
+def test_a_changed_learning_rate_does_not_encode_again():
+    changed = changed_stages({"runs": {"demo": {"schedule": {"lr": 1e-3}}}})
+    assert "train" in changed
+    assert changed.isdisjoint({"ingest", "analyze", "curate", "cut", "caption", "encode"})
+
+
+def test_a_changed_shape_encodes_again():
+    assert "encode" in changed_stages({"runs": {"demo": {"data": {"stride": 2}}}})
+
+
+def test_an_unselected_run_does_not_concern_encode():
+    loaded = config.load(RUNS, {"project": {"runs": ["demo"]}})
+    assert list(config.stage_settings(loaded, "encode")["runs"]) == ["demo"]
+
+
+def test_settings_files_keep_their_time_stamp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = config.write_settings(config.load(RUNS), "train", "demo")
+    assert path.as_posix() == "results/settings/train-demo.json"
+    stamp = path.stat().st_mtime_ns
+    config.write_settings(config.load(RUNS, {"curate": {"seed": 9}}), "train", "demo")
+    assert path.stat().st_mtime_ns == stamp
+
+
+def test_importing_the_configuration_loads_no_heavy_library():
+    code = "import sys, brickreel.config; print(sorted({'torch','numpy','pyarrow','av','cv2'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_setting_is_documented_where_it_is_declared():
+    undocumented = [
+        f"{model.__name__}.{name}"
+        for model in config.Section.__subclasses__()
+        if model is not config.Config
+        for name, field in model.model_fields.items()
+        if not field.description
+    ]
+    assert undocumented == []

@@ -1,0 +1,108 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from brickreel import tables
+
+
+def film(**changes):
+    row = dict.fromkeys(tables.SCHEMAS["sources"].names)
+    return row | {"film_id": "0" * 16, "path": "a.mp4", "outcome": "ok", "reason": ""} | changes
+
+
+def test_rows_come_back_as_written(tmp_path):
+    path = tmp_path / "sources.parquet"
+    tables.write("sources", path, [film(title='Zwölf "Steine"\n', fps=23.976)])
+    read = tables.read("sources", path).to_pylist()
+    assert read == [film(title='Zwölf "Steine"\n', fps=23.976)]
+
+
+def test_a_folder_of_parts_reads_as_one_table(tmp_path):
+    folder = tmp_path / "captions.parquet"
+    tables.write("sources", folder / "00.parquet", [film(film_id="a")])
+    tables.write("sources", folder / "01.parquet", [])
+    tables.write("sources", folder / "02.parquet", [film(film_id="b")])
+    assert tables.read("sources", folder)["film_id"].to_pylist() == ["a", "b"]
+    assert pq.read_table(folder).num_rows == 2
+    assert tables.read("sources", folder, columns=["path"]).column_names == ["path"]
+
+
+def test_a_part_that_is_being_written_is_not_read(tmp_path):
+    folder = tmp_path / "captions.parquet"
+    tables.write("sources", folder / "00.parquet", [film(film_id="a")])
+    # As a writer leaves it that was killed, or another shard that is still at work.
+    (folder / ".03-x1y2z3.parquet").touch()
+    assert tables.read("sources", folder)["film_id"].to_pylist() == ["a"]
+
+
+def test_a_folder_without_parts_is_an_empty_table(tmp_path):
+    (tmp_path / "empty.parquet").mkdir()
+    assert tables.read("sources", tmp_path / "empty.parquet").num_rows == 0
+
+
+def test_missing_column_is_refused():
+    row = film()
+    del row["licence"]
+    with pytest.raises(ValueError, match=r"missing \['licence'\]"):
+        tables.table("sources", [row])
+
+
+def test_unknown_column_is_refused():
+    with pytest.raises(ValueError, match=r"unknown \['license'\]"):
+        tables.table("sources", [film(license="MIT")])
+
+
+def test_wrong_type_is_refused():
+    with pytest.raises(ValueError, match="does not fit"):
+        tables.table("sources", [film(width="wide")])
+
+
+def test_unknown_outcome_is_refused():
+    with pytest.raises(ValueError, match="unknown outcomes"):
+        tables.table("sources", [film(outcome="fine")])
+    with pytest.raises(ValueError, match="unknown outcomes"):
+        tables.table("sources", [film(outcome=None)])
+
+
+def test_a_foreign_or_older_table_is_refused(tmp_path):
+    path = tmp_path / "sources.parquet"
+    pq.write_table(pa.table({"film_id": ["a"]}), path)
+    with pytest.raises(ValueError, match="not a table 'sources' of version 1"):
+        tables.read("sources", path)
+    tables.write("sources", path, [film()])
+    old = pq.read_table(path)
+    pq.write_table(old.replace_schema_metadata({"brickreel.version": "0"}), path)
+    with pytest.raises(ValueError, match="found version 0"):
+        tables.read("sources", path)
+
+
+def test_a_cut_file_is_named(tmp_path):
+    path = tmp_path / "sources.parquet"
+    tables.write("sources", path, [film()])
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="not a readable Parquet file"):
+        tables.read("sources", path)
+
+
+def test_an_absent_table_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run the stage that writes it"):
+        tables.read("sources", tmp_path / "none.parquet")
+
+
+def test_logs_are_checked_when_written_and_read(tmp_path):
+    path = tmp_path / "gauge.jsonl"
+    row = dict.fromkeys(tables.SCHEMAS["gauge"].names) | {"step": 3, "loss": 0.5}
+    tables.log("gauge", path, row)
+    with pytest.raises(ValueError, match="unknown"):
+        tables.log("gauge", path, row | {"los": 1})
+    with path.open("a") as stream:
+        stream.write('{"step": 4')
+    assert tables.read_log("gauge", path)["step"].to_pylist() == [3]
+
+
+@pytest.mark.parametrize("name", tables.SCHEMAS)
+def test_every_schema_is_versioned_and_snake_case(name):
+    schema = tables.SCHEMAS[name]
+    assert schema.metadata[b"brickreel.table"].decode() == name
+    assert int(schema.metadata[b"brickreel.version"]) >= 1
+    assert all(column == column.lower() and column.isidentifier() for column in schema.names)

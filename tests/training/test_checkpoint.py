@@ -1,0 +1,200 @@
+import json
+import os
+import resource
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from brickreel import files
+from brickreel.training import checkpoint
+from brickreel.training.checkpoint import Checkpoints, list_checkpoints, name_of
+
+CPU = torch.device("cpu")
+
+
+def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        f"{part}.{name}": torch.randn(shape, generator=generator)
+        for part in ("model", "ema", "exp_avg", "exp_avg_sq")
+        for name, shape in (("weight", (5, 7)), ("bias", (3,)))
+    }
+
+
+def zeros() -> dict[str, torch.Tensor]:
+    return {name: torch.zeros_like(value) for name, value in tensors().items()}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Checkpoints of steps 1 to 3."""
+    store = Checkpoints(tmp_path, 0, 1, CPU)
+    for step in (1, 2, 3):
+        store.save(step, tensors(step), {"step": step, "updates": step}, wait=True)
+    store.close()
+    return tmp_path
+
+
+def test_what_was_saved_is_loaded_bit_by_bit(written):
+    store = Checkpoints(written, 0, 1, CPU)
+    path, passed = store.newest_good()
+    found = zeros()
+    assert store.load(path, found) == {"step": 3, "updates": 3}
+    assert passed == []
+    assert all(torch.equal(found[name], value) for name, value in tensors(3).items())
+    store.close()
+
+
+def test_saving_beside_training_keeps_the_values_of_that_moment(tmp_path):
+    store = Checkpoints(tmp_path, 0, 1, CPU)
+    values = tensors(1)
+    store.save(1, values, {"step": 1}, wait=False)
+    for value in values.values():
+        value.fill_(7.0)
+    store.close()
+    found = zeros()
+    store = Checkpoints(tmp_path, 0, 1, CPU)
+    store.load(store.newest_good()[0], found)
+    assert all(torch.equal(found[name], value) for name, value in tensors(1).items())
+    store.close()
+
+
+def test_a_damaged_newest_one_is_passed_over_with_a_sentence(written):
+    shard = next((written / name_of(3)).glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    store = Checkpoints(written, 0, 1, CPU)
+    path, passed = store.newest_good()
+    assert path.name == name_of(2)
+    assert passed == [f"checkpoint {name_of(3)} is damaged and was passed over: {shard.name} is damaged"]
+    with pytest.raises(ValueError, match=r"step-00000003 cannot be loaded: .*is damaged"):
+        checkpoint.load_weights(written / name_of(3), "raw")
+    store.close()
+
+
+@pytest.mark.parametrize("harm", ["missing file", "no manifest", "broken manifest", "half written"])
+def test_incomplete_ones_are_never_loaded(written, harm):
+    newest = written / name_of(3)
+    if harm == "missing file":
+        next(newest.glob("*.safetensors")).unlink()
+    elif harm == "no manifest":
+        (newest / "manifest.json").unlink()
+    elif harm == "broken manifest":
+        (newest / "manifest.json").write_text("{")
+    else:
+        os.replace(newest, written / f".{name_of(3)}.partial")
+    store = Checkpoints(written, 0, 1, CPU)
+    assert store.newest_good()[0].name == name_of(2)
+    assert not list(written.glob(".step-*"))
+    store.close()
+
+
+def test_with_no_good_one_training_starts_anew(written):
+    for _, path in list_checkpoints(written):
+        (path / "state.json").write_text("{}")
+    store = Checkpoints(written, 0, 1, CPU)
+    path, passed = store.newest_good()
+    assert (path, len(passed)) == (None, 3)
+    store.close()
+
+
+def test_raw_and_ema_are_told_apart_and_other_words_are_refused(written):
+    raw, ema = (checkpoint.load_weights(written / name_of(2), which) for which in ("raw", "ema"))
+    assert raw.keys() == ema.keys() == {"weight", "bias"}
+    assert torch.equal(raw["weight"], tensors(2)["model.weight"])
+    assert torch.equal(ema["bias"], tensors(2)["ema.bias"])
+    with pytest.raises(ValueError, match="'raw' or 'ema', not 'best'"):
+        checkpoint.load_weights(written / name_of(2), "best")
+
+
+@pytest.mark.parametrize(
+    ("rule", "left"),
+    [
+        ((1, None, 0), [50]),
+        ((2, None, 0), [40, 50]),
+        ((1, 20, 0), [20, 40, 50]),
+        ((1, None, 1), [30, 50]),
+        ((1, 20, 2), [10, 20, 30, 40, 50]),
+    ],
+)
+def test_last_every_and_best_are_kept(rule, left):
+    steps = [10, 20, 30, 40, 50]
+    losses = {10: 0.4, 20: 0.5, 30: 0.3, 40: 0.6, 50: 0.7}
+    assert sorted(set(steps) - set(checkpoint.to_delete(steps, *rule, losses))) == left
+
+
+def test_pruning_deletes_folders_whole(written):
+    store = Checkpoints(written, 0, 1, CPU)
+    store.prune(1, None, 0, {})
+    assert [path.name for path in written.iterdir()] == [name_of(3)]
+    store.close()
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 8 KiB, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_a_checkpoint_but_not_the_run(written, small_files, caplog, monkeypatch):
+    monkeypatch.setattr(checkpoint.logger, "propagate", True)
+    store = Checkpoints(written, 0, 1, CPU)
+    large = tensors(4) | {"model.large": torch.zeros(100_000)}
+    store.save(4, large, {"step": 4}, wait=False)
+    store.wait()
+    assert "a checkpoint could not be written" in caplog.text
+    assert store.failures == 1
+    assert [step for step, _ in list_checkpoints(written)] == [1, 2, 3]
+    assert not list(written.glob(".step-*"))
+    with pytest.raises(OSError, match="a checkpoint could not be written: "):
+        store.save(4, large, {"step": 4}, wait=True)
+    store.save(4, tensors(4), {"step": 4}, wait=True)
+    assert [step for step, _ in list_checkpoints(written)] == [1, 2, 3, 4]
+    assert store.failures == 0
+    store.close()
+
+
+def test_writing_a_step_again_replaces_it(written):
+    store = Checkpoints(written, 0, 1, CPU)
+    store.save(3, tensors(9), {"step": 3, "updates": 9}, wait=True)
+    store.close()
+    assert checkpoint.read_state(written / name_of(3))["updates"] == 9
+    assert torch.equal(checkpoint.load_weights(written / name_of(3), "raw")["bias"], tensors(9)["model.bias"])
+    assert sorted(path.name for path in written.iterdir()) == [name_of(step) for step in (1, 2, 3)]
+
+
+def test_a_reader_never_sees_half_a_checkpoint(tmp_path):
+    """While one thread writes and prunes, whatever is listed is whole."""
+    store = Checkpoints(tmp_path, 0, 1, CPU)
+    store.on_written = lambda step, path: store.prune(2, None, 0, {})
+    seen, done = [], threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            for _, path in list_checkpoints(tmp_path):
+                wrong = checkpoint.problem(path)
+                # It may have been pruned in between, but never damaged.
+                seen.append(wrong if wrong and path.exists() else "")
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for step in range(1, 8):
+        store.save(step, tensors(step), {"step": step}, wait=True)
+    done.set()
+    thread.join()
+    store.close()
+    assert set(seen) == {""}
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [6, 7]
+
+
+def test_the_manifest_names_every_file(written):
+    manifest = json.loads((written / name_of(1) / "manifest.json").read_text())
+    on_disk = {path.name for path in (written / name_of(1)).iterdir()} - {"manifest.json"}
+    assert set(manifest["files"]) == on_disk
+    assert all(files.sha256(Path(written / name_of(1) / name)) == value for name, value in manifest["files"].items())

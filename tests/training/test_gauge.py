@@ -1,0 +1,92 @@
+import math
+
+import pytest
+import torch
+
+import tiny
+from brickreel import config, tables
+from brickreel.training import gauge
+from brickreel.training.buckets import plan_buckets
+from brickreel.training.dataset import Dataset
+from training import project
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Run settings, plan and dataset of a small project, and a transformer."""
+    folder = tmp_path_factory.mktemp("gauge")
+    source = project.make(folder, clips=8, heldout=5, gauge_share=1.0)
+    run = config.load(source).run("small")
+    index = tables.read("encode_index", folder / "results/encode/index.parquet")
+    rows = [row | {name: str(folder / row[name]) for name in ("file", "text_file")} for row in index.to_pylist()]
+    table = tables.table("encode_index", rows)
+    plan = plan_buckets(table, run)
+    return run, plan, Dataset(table, run.data, plan, "identity", (4, 16)), tiny.transformer()
+
+
+def read(parts, rank=0, world_size=1):
+    run, plan, dataset, model = parts
+    return gauge.Gauge(dataset, run, plan, rank, world_size, CPU).read(model, None)
+
+
+def test_two_readings_of_the_same_weights_are_equal_and_other_weights_differ(parts):
+    first = read(parts)
+    assert read(parts) == first
+    weight = parts[3].blocks[0].mlp.fc1.weight
+    with torch.no_grad():
+        weight.add_(0.1)
+        changed = read(parts)
+        weight.sub_(0.1)
+    assert changed != first
+
+
+def test_only_held_out_clips_are_asked_about_each_once_per_bin(parts):
+    run, plan, dataset, _ = parts
+    asked = gauge.questions(dataset, run, plan)
+    assert {question.row["split"] for question in asked} == {"heldout"}
+    assert len(asked) == 10 * run.gauge_bins
+    assert len({(question.clip, question.bin) for question in asked}) == len(asked)
+    for question in asked:
+        low, high = gauge.timestep_range(question.bin, run.gauge_bins)
+        assert low <= question.timestep < high
+
+
+def test_the_ranks_answer_every_question_once(parts):
+    run, plan, dataset, _ = parts
+    for world_size in (1, 2, 3, 4, 7):
+        dealt = [gauge.Gauge(dataset, run, plan, rank, world_size, CPU)._dealt() for rank in range(world_size)]
+        assert len({len(groups) for groups in dealt}) == 1
+        answered = sorted(place for groups in dealt for group in groups for place in group if place >= 0)
+        assert answered == list(range(len(gauge.questions(dataset, run, plan))))
+
+
+def test_the_number_of_clips_keeps_the_reading_within_its_share(parts):
+    run, plan, *_ = parts
+    large = run.model_copy(update={"gauge_every": 250, "micro_batches": 32, "gauge_share": 0.02, "gauge_bins": 5})
+    clips = gauge.clips_within_budget(large, plan, 10_000)
+    trained = 250 * 32 * plan.samples / plan.micro_batches * 3
+    assert clips == large.gauge_clips or 2 * clips * 5 <= 0.02 * trained
+    assert gauge.clips_within_budget(large.model_copy(update={"gauge_share": 0.0}), plan, 100) == gauge.LEAST_CLIPS
+    assert gauge.clips_within_budget(large, plan, 1) == 1
+
+
+def test_interval_is_students(parts):
+    mean, low, high = gauge.interval([1.0, 2.0, 3.0, 4.0])
+    # Half width: t(0.975, 3) * s / sqrt(n) = 3.182446 * 1.290994 / 2.
+    assert (mean, low, high) == pytest.approx((2.5, 2.5 - 2.054261, 2.5 + 2.054261), abs=1e-5)
+    assert gauge.interval([3.0]) == (3.0, 3.0, 3.0)
+
+
+def test_readings_are_relative_to_step_0_and_an_absent_clip_is_left_out(tmp_path):
+    path = tmp_path / "gauge.jsonl"
+    gauge.write(path, 0, 0, {"raw": [[2.0, 4.0], [1.0, 1.0]], "ema": [[2.0, 4.0], [1.0, 1.0]]})
+    gauge.write(path, 1, 10, {"raw": [[1.0, math.nan], [2.0, 2.0]], "ema": [[3.0, 3.0], [1.0, 3.0]]})
+    rows = tables.read_log("gauge", path).to_pylist()
+    last = {(row["weights"], row["bin"]): row for row in rows if row["step"] == 10}
+    assert last["raw", 0]["relative"] == pytest.approx(1 / 3)
+    assert last["raw", 0]["clips"] == 1
+    assert last["ema", 1]["relative"] == pytest.approx(2.0)
+    assert gauge.mean_losses(path) == {0: 2.0, 10: 2.5}
+    assert gauge.mean_losses(path, "raw") == {0: 2.0, 10: 1.5}

@@ -1,0 +1,247 @@
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+from brickreel import files
+from brickreel.cluster.exits import INTERRUPTED
+from brickreel.training import lora
+from brickreel.training.checkpoint import list_checkpoints, read_state
+from training import project, ranks
+
+SHORT = {"max_steps": 3, "checkpoint_every": 10, "gauge_every": 3}
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """A short run in one process: what all others are compared with."""
+    folder = tmp_path_factory.mktemp("single")
+    project.make(folder, **SHORT)
+    project.train_here(folder)
+    return folder
+
+
+def assert_same_training(found, wanted, first=1e-5, later=1e-4):
+    """Sample ids per step identical, losses and norms close: closer in the first step."""
+    assert project.ids_by_step(found) == project.ids_by_step(wanted)
+    mine, theirs = (project.columns(folder, "loss", "grad_norm", "weight_norm") for folder in (found, wanted))
+    for step in {step for step, _ in theirs}:
+        assert mine[step, 0] == pytest.approx(theirs[step, 0], rel=first if step == 1 else later)
+
+
+@pytest.mark.parametrize("world_size", [3, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 4))])
+def test_any_number_of_ranks_shows_the_same_samples_and_finds_the_same_losses(single, tmp_path, world_size):
+    project.make(tmp_path, backend="ddp", **SHORT)
+    project.train(tmp_path, world_size)
+    assert_same_training(tmp_path, single)
+    assert {rank for _, rank in project.columns(tmp_path)} == set(range(world_size))
+    mine, theirs = project.readings(tmp_path), project.readings(single)
+    assert mine.keys() == theirs.keys()
+    for key, loss in theirs.items():
+        assert mine[key] == pytest.approx(loss, rel=1e-6 if key[0] == 0 else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("backend", "more"),
+    [
+        ("fsdp2", {}),
+        ("colossalai", {"zero_stage": 2}),
+        pytest.param("colossalai", {"zero_stage": 1}, marks=pytest.mark.slow),
+    ],
+)
+def test_every_backend_trains_as_a_single_process_does(single, tmp_path, backend, more):
+    project.make(tmp_path, backend=backend, **SHORT, **more)
+    project.train(tmp_path, 2)
+    assert_same_training(tmp_path, single)
+    for which in ("raw", "ema"):
+        mine, theirs = project.final_weights(tmp_path, which), project.final_weights(single, which)
+        assert mine.keys() == theirs.keys()
+        for name, value in theirs.items():
+            # Adam turns a gradient of nearly zero into a step of full size, whatever its sign.
+            assert (mine[name] - value).abs().max() < 3e-3, name
+            assert (mine[name] - value).norm() <= 5e-3 * value.norm() + 1e-4, name
+
+
+def test_the_step_log_adds_up(single):
+    for row in project.step_rows(single):
+        parts = ("data", "forward", "backward", "comm", "optimizer", "checkpoint", "gauge")
+        assert 0 < sum(row[f"{part}_s"] for part in parts) <= row["step_s"] * 1.01
+        assert row["samples"] == len(row["sample_ids"])
+        clips = sum(name.endswith("clip") for name in row["sample_ids"])
+        assert row["tokens"] == (4 * clips + row["samples"] - clips) * 16
+        assert row["flops"] > 0
+        assert not row["skipped"]
+
+
+def test_a_finished_run_is_not_repeated_and_writes_its_final_weights_again(single, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(single, folder)
+    before = project.final_weights(folder)
+    shutil.rmtree(folder / "results/train/small/final")
+    project.train_here(folder)
+    assert all(torch.equal(value, before[name]) for name, value in project.final_weights(folder).items())
+    assert {row["attempt"] for row in project.step_rows(folder)} == {0}
+    assert files.read_json(folder / "results/train/small/final/final.json")["step"] == 3
+
+
+def test_another_dataset_is_refused_or_starts_a_fresh_order_with_the_weights(single, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(single, folder)
+    project.change(folder, seed=7, max_steps=4)
+    with pytest.raises(ValueError, match=r"step-00000003 was made with another dataset, bucket plan or seed"):
+        project.train_here(folder)
+    project.train_here(folder, train={"new_dataset": "fresh_order"})
+    assert [row["step"] for row in project.step_rows(folder)] == [1, 2, 3, 4]
+    assert "a fresh order starts" in project.attempts(folder)[-1]["reason"]
+    _, path = list_checkpoints(folder / "results/train/small/checkpoints")[-1]
+    assert (read_state(path)["micro_batches"], read_state(path)["step"]) == (3, 4)
+
+
+def test_a_checkpoint_of_another_kind_of_backend_is_refused(single, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(single, folder)
+    project.change(folder, backend="colossalai", max_steps=4)
+    assert any(ranks.run(folder, project.words(), 2))
+    assert "ddp and fsdp2 continue each other's checkpoints" in ranks.output(folder)
+
+
+def test_one_signalled_rank_stops_all_with_a_checkpoint_and_the_next_attempt_goes_on(tmp_path):
+    project.make(tmp_path, backend="ddp", max_steps=500, checkpoint_every=1000, gauge_every=1000)
+    processes = ranks.start(tmp_path, project.words(), 2)
+    log = tmp_path / "results/train/small/steps/0-0.jsonl"
+    while not log.exists() or log.read_text().count("\n") < 3:
+        assert all(process.exitcode is None for process in processes), ranks.output(tmp_path)
+        time.sleep(0.02)
+    processes[1].terminate()
+    assert ranks.finish(processes) == [INTERRUPTED] * 2, ranks.output(tmp_path)
+    (step, _), *_ = list_checkpoints(tmp_path / "results/train/small/checkpoints")
+    assert step == max(row["step"] for row in project.step_rows(tmp_path))
+    end = project.attempts(tmp_path)[-1]
+    assert (end["outcome"], end["last_step"]) == ("dropped", step)
+    project.change(tmp_path, max_steps=step + 1)
+    project.train_here(tmp_path)
+    assert [row["step"] for row in project.step_rows(tmp_path) if row["attempt"] == 1] == [step + 1]
+
+
+def test_a_signal_before_the_first_step_is_not_lost(tmp_path, monkeypatch):
+    project.make(tmp_path, max_steps=2)
+    processes = ranks.start(tmp_path, project.words(), 1)
+    while not (tmp_path / "results/train/small/gauge.jsonl").exists():
+        time.sleep(0.01)
+    import os
+
+    os.kill(processes[0].pid, signal.SIGUSR1)
+    assert ranks.finish(processes)[0] in (0, INTERRUPTED)
+    assert list_checkpoints(tmp_path / "results/train/small/checkpoints")
+
+
+def poison(folder, *places):
+    """Make the latents of some samples infinite, with a correct checksum, and plan the run anew."""
+    from brickreel import config, tables
+    from brickreel.training import latents
+    from brickreel.training.buckets import plan_buckets
+
+    here = folder / "results/encode"
+    rows = tables.read("encode_index", here / "index.parquet").to_pylist()
+    writer = latents.Writer(here / "00", "test", 1)
+    fresh = []
+    for place, row in enumerate(rows):
+        sample = latents.read(row | {"file": folder / row["file"], "text_file": folder / row["text_file"]})
+        if place in places:
+            sample = sample._replace(mean=torch.full_like(sample.mean, torch.inf))
+        made = writer.add(row, sample, {})
+        fresh.append(made | dict.fromkeys(("file", "text_file"), f"results/encode/{writer.path.name}"))
+    writer.flush()
+    tables.write("encode_index", here / "index.parquet" / "00.parquet", fresh)
+    run = config.load(folder / "config.json").run("small")
+    plan = plan_buckets(tables.table("encode_index", fresh), run)
+    files.write_json(folder / "results/plan/small/plan.json", {"run": "small", "buckets": plan.to_json()})
+
+
+def test_a_step_that_is_not_finite_is_skipped_on_all_ranks_together_and_counted(tmp_path):
+    project.make(tmp_path, backend="ddp", max_steps=8, checkpoint_every=20, gauge_every=20)
+    poison(tmp_path, 0)
+    project.train(tmp_path, 2)
+    rows = project.step_rows(tmp_path)
+    skipped = {row["step"] for row in rows if row["skipped"]}
+    shown = {row["step"] for row in rows if "clip000.clip" in row["sample_ids"]}
+    assert skipped == shown != set()
+    assert skipped < {row["step"] for row in rows}
+    assert all((row["loss"] is None) == row["skipped"] for row in rows)
+    assert all(value.isfinite().all() for value in project.final_weights(tmp_path, "ema").values())
+    _, path = list_checkpoints(tmp_path / "results/train/small/checkpoints")[-1]
+    state = read_state(path)
+    assert (state["skipped"], state["updates"]) == (len(skipped), 8 - len(skipped))
+
+
+def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path):
+    project.make(tmp_path, max_steps=9, max_skipped=2)
+    poison(tmp_path, *range(18))
+    with pytest.raises(ValueError, match=r"2 steps in a row were not finite \(max_skipped\)"):
+        project.train_here(tmp_path)
+    assert project.attempts(tmp_path)[-1]["outcome"] == "failed"
+
+
+def damage(folder):
+    """Flip a byte in the middle of the latents."""
+    path = next((folder / "results/encode").glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+def test_a_damaged_sample_counts_as_absent_and_too_many_stop_the_run(tmp_path):
+    project.make(tmp_path, max_steps=8, checkpoint_every=20, gauge_every=20)
+    damage(tmp_path)
+    project.train_here(tmp_path)
+    _, path = list_checkpoints(tmp_path / "results/train/small/checkpoints")[-1]
+    assert read_state(path)["unreadable"] > 0
+    assert all(row["loss"] is not None for row in project.step_rows(tmp_path))
+    project.change(tmp_path, max_steps=20, max_unreadable=read_state(path)["unreadable"] + 1)
+    with pytest.raises(ValueError, match=r"samples could not be read \(max_unreadable\)"):
+        project.train_here(tmp_path)
+
+
+def test_recomputing_activations_changes_no_loss(single, tmp_path):
+    project.make(tmp_path, **SHORT, grad_checkpoint=True)
+    project.train_here(tmp_path)
+    assert_same_training(tmp_path, single, 1e-6, 1e-6)
+
+
+def test_lora_trains_additions_only_and_merges_them(single, tmp_path, monkeypatch):
+    project.make(tmp_path, **SHORT, lora={"rank": 2, "alpha": 4, "targets": ["qkv"]}, ema_decay=0.5)
+    project.train_here(tmp_path)
+    _, path = list_checkpoints(tmp_path / "results/train/small/checkpoints")[-1]
+    additions = lora.checkpoint.load_weights(path, "raw")
+    assert {name.split(".")[-3] for name in additions} == {"lora_A", "lora_B"}
+    base = project.stored_weights(tmp_path / "base/transformer")
+    final = project.final_weights(tmp_path)
+    assert final.keys() == base.keys()
+    for name, value in base.items():
+        if ".qkv.weight" in name:
+            stem = name.removesuffix(".weight")
+            low, high = (additions[f"{stem}.lora_{part}.default.weight"] for part in "AB")
+            torch.testing.assert_close(final[name], value + 2.0 * high @ low)
+            assert high.any()
+        else:
+            assert torch.equal(final[name], value), name
+
+
+def test_rectified_flow_trains(tmp_path):
+    project.make(tmp_path, max_steps=30, objective="rectified-flow", schedule={"lr": 5e-3}, gauge_every=30)
+    project.train_here(tmp_path)
+    losses = [row["loss"] for row in project.step_rows(tmp_path)]
+    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+
+
+def test_the_average_follows_the_weights_in_fp32_while_products_are_bf16(tmp_path):
+    project.make(tmp_path, max_steps=2, checkpoint_every=1, ema_decay=0.75, precision="bf16")
+    project.train_here(tmp_path)
+    first, second = (project.checkpoint_tensors(tmp_path, step) for step in (1, 2))
+    for name, value in first.items():
+        assert value.dtype == torch.float32
+        if name.startswith("ema."):
+            expected = value.lerp(second["model." + name.removeprefix("ema.")], 0.25)
+            torch.testing.assert_close(second[name], expected, rtol=1e-6, atol=1e-8)

@@ -1,0 +1,141 @@
+"""The graph as Snakemake sees it: dry runs over outputs that are only touched, so that no stage runs here."""
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SETTINGS = {
+    "project": {"name": "test", "shards": 3, "runs": ["small"]},
+    "ingest": {"sources": "films/sources.csv"},
+    "runs": {"small": {"max_steps": 10}, "other": {"max_steps": 20}},
+}
+PER_SHARD = ("analyze", "cut", "caption", "encode")
+OUTPUTS = [
+    "results/ingest/sources.parquet",
+    "results/curate/clips.parquet",
+    "results/curate/audit.html",
+    "results/plan/small/plan.json",
+    "results/preflight/small/health.json",
+    "results/preflight/small/nccl.env",
+    "results/train/small/final/raw/diffusion_pytorch_model.safetensors",
+    "results/train/small/final/ema/diffusion_pytorch_model.safetensors",
+    "results/sample/small/sheet.jpg",
+    "results/evaluate/small/scores.json",
+    "results/export/small/model_index.json",
+    "results/report/index.html",
+    "results/report/summary.json",
+    *(f"results/analyze/{shard:02d}.parquet" for shard in range(3)),
+    *(
+        f"results/{stage}/{name}.parquet/{shard:02d}.parquet"
+        for shard in range(3)
+        for stage, name in (("cut", "index"), ("caption", "captions"), ("encode", "index"))
+    ),
+]
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "sources.csv").write_text("path,licence\nfilm.mp4,CC0\n")
+    return tmp_path
+
+
+def snakemake(project, settings, *arguments, check=True):
+    (project / "settings.yaml").write_text(yaml.safe_dump(settings))
+    # A dry run reports errors on standard output.
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1"]
+    command += ["--directory", str(project), "--configfile", str(project / "settings.yaml"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=project, check=False)
+    assert done.returncode == 0 or not check, done.stdout + done.stderr
+    return done
+
+
+def planned(project, settings):
+    """Rule -> number of jobs that a dry run announces."""
+    output = snakemake(project, settings, "--dry-run").stdout
+    return Counter(re.findall(r"^(?:local)?rule (\w+):", output, re.M))
+
+
+def test_captions_from_a_server_of_ones_own_are_one_launched_job(project):
+    server = {"command": ["serve", "--port", "{port}"]}
+    settings = {**SETTINGS, "caption": {"captioner": "openai", "server": server}}
+    output = snakemake(project, settings, "--dry-run", "--printshellcmds").stdout
+    assert Counter(re.findall(r"^(?:local)?rule (\w+):", output, re.M))["caption"] == 1
+    assert re.search(r"launch caption --shard all/3 .* --executor local --nodes 1", output)
+
+
+@pytest.fixture
+def finished(project):
+    for name in OUTPUTS:
+        path = project / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    snakemake(project, SETTINGS, "--touch")
+    return project
+
+
+def changed(**sections):
+    return {key: SETTINGS.get(key, {}) | sections.get(key, {}) for key in SETTINGS | sections}
+
+
+def test_a_fresh_project_runs_every_stage_in_a_fixed_number_of_jobs(project):
+    jobs = planned(project, SETTINGS)
+    assert {rule: count for rule, count in jobs.items() if count != 1} == dict.fromkeys(PER_SHARD, 3)
+    assert len(jobs) == 14
+    (project / "films" / "sources.csv").write_text("path,licence\n" + "film.mp4,CC0\n" * 1000)
+    assert planned(project, SETTINGS) == jobs
+
+
+def test_a_finished_project_has_nothing_to_do(finished):
+    assert planned(finished, SETTINGS) == {}
+
+
+def test_a_changed_setting_reruns_its_stage_and_what_depends_on_it(finished):
+    jobs = planned(finished, changed(caption={"model": "another"}))
+    assert set(jobs).isdisjoint({"ingest", "analyze", "curate", "cut"})
+    assert {"caption", "encode", "plan", "train", "report"} <= set(jobs)
+
+
+def test_a_changed_sampling_setting_does_not_train_again(finished):
+    jobs = planned(finished, changed(sample={"steps": 7}))
+    assert set(jobs) == {"all", "sample", "evaluate", "export", "report"}
+
+
+def test_a_changed_run_does_not_encode_again(finished):
+    jobs = planned(finished, changed(runs={"small": {"max_steps": 11}}))
+    assert set(jobs).isdisjoint({"ingest", "analyze", "curate", "cut", "caption", "encode"})
+    assert "train" in jobs
+
+
+def test_another_selected_run_joins_the_graph(finished):
+    jobs = planned(finished, changed(project={"runs": ["small", "other"]}))
+    assert (jobs["train"], jobs["export"], jobs["report"]) == (2, 2, 1)
+    assert set(jobs).isdisjoint({"ingest", "analyze", "curate", "cut", "caption"})
+
+
+def test_an_adopted_dataset_enters_without_the_stages_before(project):
+    (project / "clips.csv").write_text("path,text\nclip.mp4,a brick\n")
+    jobs = planned(project, changed(cut={"adopt": "clips.csv"}))
+    assert set(jobs).isdisjoint({"ingest", "analyze", "curate"})
+    assert {"cut", "caption", "train"} <= set(jobs)
+
+
+def test_a_misspelt_key_is_one_sentence(project):
+    done = snakemake(project, changed(curate={"min_pose": 3}), "--dry-run", check=False)
+    assert done.returncode != 0
+    assert "unknown key `curate.min_pose`" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_missing_sources_are_one_sentence(project):
+    (project / "films" / "sources.csv").unlink()
+    done = snakemake(project, SETTINGS, "--dry-run", check=False)
+    assert done.returncode != 0
+    assert "films/sources.csv" in done.stdout
+    assert "Traceback" not in done.stdout

@@ -1,0 +1,33 @@
+# Clips to text. With a server of its own (caption.server) the stage is one launched job instead of one job per shard:
+# every rank starts a replica of the server and describes its share of the shards.
+SERVED = bool(CONFIG.caption.server.command)
+CAPTION_SHARDS = SHARDS if SERVED else ["{shard}"]
+CAPTION_COMMAND = (
+    "exec brickreel launch caption --shard all/"
+    if SERVED
+    else "brickreel caption --shard {wildcards.shard}/"
+)
+
+if SERVED:
+
+    localrules:
+        caption,
+
+
+rule caption:
+    input:
+        settings="results/settings/caption.json",
+        index=expand("results/cut/index.parquet/{shard}.parquet", shard=SHARDS),
+    output:
+        expand("results/caption/captions.parquet/{shard}.parquet", shard=CAPTION_SHARDS),
+    log:
+        "logs/caption/all.log" if SERVED else "logs/caption/{shard}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        **(LAUNCH_RESOURCES if SERVED else {}),
+    shell:
+        CAPTION_COMMAND
+        + f"{len(SHARDS)}"
+        + " --config {input.settings} --log {log}"
+        + (LAUNCH_OPTIONS if SERVED else "")

@@ -1,0 +1,57 @@
+# The configuration, checked once, and each stage's own settings file: a stage reruns when its settings change.
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from brickreel import config as brickreel_config
+from brickreel.films import withdrawn
+from brickreel.stages import STAGES
+
+try:
+    CONFIG = brickreel_config.load(config)
+except ValueError as error:
+    raise WorkflowError(str(error)) from None
+
+RUNS = list(CONFIG.selected_runs)
+# Films that were taken out of the dataset since the last run: `brickreel withdraw` writes the list.
+WITHDRAWN = [str(withdrawn.LIST)] if withdrawn.LIST.exists() else []
+SHARDS = [f"{index:02d}" for index in range(CONFIG.project.shards)]
+
+# Rules call `brickreel`: the one that stands beside the Python that runs Snakemake, whatever the caller's PATH says.
+shell.prefix(
+    f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
+)
+
+for stage in STAGES:
+    for run in RUNS if stage.scope == "run" else [None]:
+        brickreel_config.write_settings(CONFIG, stage.name, run)
+
+
+wildcard_constraints:
+    shard=r"\d+",
+    run=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+
+
+# preflight and train start their own job: what it asks for are resources too, so that the profile alone decides.
+LAUNCH_RESOURCES = dict(
+    launcher="local",
+    nodes=1,
+    tasks_per_node=1,
+    min_nodes=0,
+    cpus_per_task=1,
+    gres="",
+    slurm_partition="",
+    slurm_account="",
+    runtime=1440,
+    mem_mb=0,
+    slurm_extra="",
+)
+LAUNCH_OPTIONS = (
+    " --executor {resources.launcher} --nodes {resources.nodes} --tasks-per-node {resources.tasks_per_node}"
+    " --min-nodes {resources.min_nodes} --cpus-per-task {resources.cpus_per_task} --gres='{resources.gres}'"
+    " --partition='{resources.slurm_partition}'"
+    " --account='{resources.slurm_account}' --runtime {resources.runtime} --mem-mb {resources.mem_mb}"
+    " --slurm-extra='{resources.slurm_extra}'"
+)

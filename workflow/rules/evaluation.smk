@@ -1,0 +1,45 @@
+# What the model makes now, and what it made before.
+
+
+rule sample:
+    input:
+        settings="results/settings/sample-{run}.json",
+        final="results/train/{run}/final/ema/diffusion_pytorch_model.safetensors",
+    output:
+        "results/sample/{run}/sheet.jpg",
+    log:
+        "logs/sample/{run}.log",
+    conda:
+        "../../environment.yml"
+    threads: 8
+    shell:
+        "brickreel sample --run {wildcards.run} --config {input.settings} --log {log}"
+
+
+rule evaluate:
+    input:
+        settings="results/settings/evaluate-{run}.json",
+        sheet="results/sample/{run}/sheet.jpg",
+    output:
+        "results/evaluate/{run}/scores.json",
+    log:
+        "logs/evaluate/{run}.log",
+    conda:
+        "../../environment.yml"
+    threads: 8
+    shell:
+        "brickreel evaluate --run {wildcards.run} --config {input.settings} --log {log}"
+
+
+rule export:
+    input:
+        settings="results/settings/export-{run}.json",
+        scores="results/evaluate/{run}/scores.json",
+    output:
+        "results/export/{run}/model_index.json",
+    log:
+        "logs/export/{run}.log",
+    conda:
+        "../../environment.yml"
+    shell:
+        "brickreel export --run {wildcards.run} --config {input.settings} --log {log}"
