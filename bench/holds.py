@@ -25,7 +25,7 @@ WORST_PLAIN, WORST, LABELS, HELD = 0.97, 0.95, 0.95, 0.01
 
 
 def main() -> None:
-    """Measure and write results/bench/cadence.json."""
+    """Measure and write results/bench/holds.json."""
     seeds = [random.randrange(2**31) for _ in range(SEEDS)]
     print("seeds", *seeds)
     result: dict[str, Any] = {"seeds": seeds, "films": 10 * SEEDS, "troubles": {}, "ordinary": ordinary(seeds[0])}
@@ -35,7 +35,7 @@ def main() -> None:
         result["troubles"][name] = summary([row for row in rows if row["trouble"] == name], name)
     held = result["ordinary"]
     result["passed"] = all(t["passed"] for t in result["troubles"].values()) and max(held.values()) <= HELD
-    files.write_json("results/bench/cadence.json", result)
+    files.write_json("results/bench/holds.json", result)
     print(f"{'':22}{'worst F1':>10}{'median':>8}{'labels':>8}{'one threshold, worst':>22}")
     for name, t in result["troubles"].items():
         print(
