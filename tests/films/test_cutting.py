@@ -123,6 +123,33 @@ def test_the_picture_is_that_of_the_film(tmp_path):
     assert min(cv2.PSNR(a, b) for a, b in zip(written, shown, strict=True)) > 34
 
 
+def encoded(path, pictures, pixels):
+    with av.open(str(path), "w", format="mpegts") as container:
+        stream = container.add_stream("libx264", rate=24, options={"crf": "10"})
+        stream.height, stream.width, stream.pix_fmt = (*pictures[0].shape[:2], pixels)
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_a_film_that_uses_all_levels_keeps_its_contrast(tmp_path):
+    # Evenly grey, from black to white: no compression hides a wrong range.
+    film = [np.full((90, 160, 3), level, np.uint8) for level in (0, 60, 128, 200, 255)]
+    encoded(tmp_path / "film.ts", film, "yuvj420p").rename(tmp_path / "film.mp4")
+    cut(tmp_path, [piece("a", range(5))])
+    shown = [frame.mean() for frame in video.read(tmp_path / "clips/a.mp4")]
+    assert np.abs(np.array(shown) - (0, 60, 128, 200, 255)).max() <= 3
+
+
+def test_a_film_that_changes_its_size_is_refused(tmp_path):
+    parts = [encoded(tmp_path / f"{height}.ts", numbered(6, height, 2 * height), "yuv420p") for height in (90, 180)]
+    (tmp_path / "film.mp4").write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(ValueError, match="changes its size from 180x90 to 360x180 pixels"):
+        cut(tmp_path, [piece("a", range(12), crop=(0, 0, 180, 90))])
+    assert list((tmp_path / "clips").iterdir()) == []
+
+
 def test_a_film_that_ends_too_early_leaves_nothing_behind(tmp_path):
     with pytest.raises(ValueError, match="ends at frame 100, but a clip reaches to frame 119"):
         cut(tmp_path, [piece("a", range(90, 120))])

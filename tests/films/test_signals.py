@@ -1,6 +1,7 @@
 """Signals of a whole film: the same in one piece and in chunks, and true to what is seen."""
 
 import numpy as np
+import pytest
 
 from brickreel.films import measure, signals
 from films import synth
@@ -29,6 +30,25 @@ def test_values_say_what_is_seen(tmp_path):
     assert found.thumbnail[0]
     assert found.thumbnail[1] is None
     assert found.crop[40] == (0, 0, 320, 180)
+
+
+@pytest.mark.parametrize("length", [25, 26, 36])
+def test_a_shot_after_a_title_has_none_of_its_text(tmp_path, length):
+    film = synth.Film().add(synth.title("BRICK TOWN", length), [1] * length).add(synth.scene(1, 16), [1] * 16)
+    text = np.array(signals.read(film.write(tmp_path / "film.mp4"), network="off").text_score)
+    assert text[:length].min() > 0.02 > text[length:].max()
+
+
+def test_the_bars_of_a_shot_are_its_own_from_its_first_frame(tmp_path):
+    film = synth.Film()
+    for seed, bar in ((1, 20), (2, 36)):
+        pictures = synth.scene(seed, 17)
+        for picture in pictures:
+            picture[:bar], picture[-bar:] = 0, 0
+        film.add(pictures, [1] * 17)
+    crop = signals.read(film.write(tmp_path / "film.mp4"), network="off").crop
+    assert set(crop[:17]) == {(0, 20, 320, 160)}
+    assert set(crop[17:]) == {(0, 36, 320, 144)}
 
 
 def test_black_bars_are_measured_to_the_pixel():

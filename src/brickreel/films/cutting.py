@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +95,12 @@ def cut(
     temporary.mkdir(parents=True)
     try:
         with decode.open_film(film.path, recipe.threads) as (container, source):
-            frames = enumerate(decode.frames(container, source))
+            decoded = decode.frames(container, source)
+            first = next(decoded, None)
+            if first is None:
+                raise ValueError("holds no frame that can be decoded")
+            frames = enumerate(_of_one_size(chain([first], decoded), (first.width, first.height)))
+            del first
             for run in runs(pieces):
                 written = _write_run(film, run, recipe, frames, temporary, (Path(clips), Path(stills)))
                 progress(written)
@@ -102,6 +108,14 @@ def cut(
         raise ValueError(f"cannot be decoded: {decode.words(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _of_one_size(frames: Iterator[VideoFrame], size: tuple[int, int]) -> Iterator[VideoFrame]:
+    """The frames, as long as they have the size that the crops were measured in."""
+    for frame in frames:
+        if (frame.width, frame.height) != size:
+            raise ValueError(f"changes its size from {size[0]}x{size[1]} to {frame.width}x{frame.height} pixels")
+        yield frame
 
 
 def runs(pieces: Sequence[Piece]) -> list[list[Piece]]:
@@ -216,10 +230,12 @@ def _command(film: Film, run: Sequence[Piece], recipe: Recipe, frame: VideoFrame
 
 def _planes(frame: VideoFrame, crop: tuple[int, int, int, int]) -> bytes:
     """The cropped picture as yuv420p, plane after plane."""
-    planar = frame if frame.format.name == "yuv420p" else frame.reformat(format="yuv420p")
+    if decode.is_full_range(frame):
+        # Clips are written in the range that every player assumes.
+        planar = frame.reformat(format="yuv420p", src_color_range="JPEG", dst_color_range="MPEG")
+    else:
+        planar = frame if frame.format.name == "yuv420p" else frame.reformat(format="yuv420p")
     left, top, right, bottom = crop
-    if right > frame.width + 1 or bottom > frame.height + 1:
-        raise ValueError(f"changes its size to {frame.width}x{frame.height} pixels")
     luma = decode.plane(planar, 0)[top:bottom, left:right]
     chroma = [decode.plane(planar, i)[top // 2 : (bottom + 1) // 2, left // 2 : (right + 1) // 2] for i in (1, 2)]
     return b"".join(part.tobytes() for part in (luma, *chroma))

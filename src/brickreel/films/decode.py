@@ -140,8 +140,12 @@ def _picture(frame: VideoFrame, index: int, expected_s: float, height: int) -> P
     small = _reduced(luma, columns, rows)
     chroma = np.stack([_reduced(plane(planar, i), columns // 2, rows // 2) for i in (1, 2)])
     time_s = float(frame.time) if frame.time is not None else expected_s
-    full_range = planar.format.name.startswith("yuvj") or frame.color_range == FULL_RANGE
-    return Picture(index, time_s, small, chroma, full_range, luma)
+    return Picture(index, time_s, small, chroma, is_full_range(planar), luma)
+
+
+def is_full_range(frame: VideoFrame) -> bool:
+    """Whether black is 0 and white 255, and not 16 and 235."""
+    return frame.format.name.startswith("yuvj") or frame.color_range == FULL_RANGE
 
 
 def _reduced(picture: NDArray[np.uint8], columns: int, rows: int) -> NDArray[np.uint8]:

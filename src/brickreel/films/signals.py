@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -179,3 +179,12 @@ def _decide(signals: Signals, cut_scores: NDArray[np.float32], kinds: NDArray[np
     for shot in signals.shots:
         inside = slice(shot.start, shot.end)
         signals.new_pose[inside] = cadence.new_poses(scores[inside], flicker[inside])
+        _look_back(signals.text_score, shot, TEXT_PERIOD)
+        _look_back(signals.crop, shot, BARS_PERIOD)
+
+
+def _look_back(values: list[Any], shot: shots.Shot, period: int) -> None:
+    """The first look into a shot holds for its frames before, which would else carry what the shot before showed."""
+    look = -(-shot.start // period) * period
+    if look < shot.end:
+        values[shot.start : look] = [values[look]] * (look - shot.start)

