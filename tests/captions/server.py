@@ -46,7 +46,7 @@ class Server:
         self.slots = asyncio.Semaphore(slots) if slots else contextlib.nullcontext()
         self.random = random.Random(seed)
         self.script = list(script)
-        # What goes wrong with the next batches: drop-before, drop-after (its creation), failed, expired.
+        # What goes wrong with the next batches: drop-before, drop-after, 502-after (its creation), failed, expired.
         self.batch_script = list(batch_script)
         self.log = open(log, "a", buffering=1) if log else None  # noqa: SIM115
         self.paid, self.requests, self.most_at_once, self.at_once = {}, 0, 0, 0
@@ -135,12 +135,17 @@ class Server:
             await asyncio.sleep(3600)
         name = identity(body)
         value = completion(body, name, fault)
-        usage = value.get("usage") or {"prompt_tokens": 0, "completion_tokens": 0}
-        self._pay(name, usage, good=fault in (None, "drop-paid"))
+        self._pay(name, charged(value), good=fault in (None, "drop-paid"))
         if fault == "drop-paid":
             return False
         if fault == "half-body":
             return await send(writer, 200, value, cut=True)
+        if fault == "drip":
+            writer.write(b"HTTP/1.1 200 X\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n")
+            for _ in range(300):
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.1)
         return await send(writer, 200, value)
 
     def _pay(self, name, usage, good):
@@ -193,6 +198,8 @@ class Server:
             self.batches[batch["id"]] = batch
             if fault == "drop-after":
                 return False
+            if fault == "502-after":
+                return await send(writer, 502, error("Bad gateway", None))
             return await send(writer, 200, batch)
         if method == "GET" and parts == ["batches"]:
             return await send(writer, 200, {"object": "list", "data": list(self.batches.values()), "has_more": False})
@@ -224,8 +231,7 @@ class Server:
                 continue
             name = identity(line["body"])
             value = completion(line["body"], name, fault)
-            usage = value.get("usage") or {"prompt_tokens": 0, "completion_tokens": 0}
-            self._pay(name, usage, good=fault is None)
+            self._pay(name, charged(value), good=fault is None)
             answered.append({**row, "response": {"status_code": 200, "body": value}})
         for field, rows in (("output_file_id", answered), ("error_file_id", failed)):
             if rows:
@@ -282,11 +288,19 @@ def completion(body, name, fault):
         "choices": [{"index": 0, "message": message, "finish_reason": finish}],
         "usage": usage,
     }
+    if fault == "strange-usage":
+        value["usage"] |= {"completion_tokens": {"text": 20}}
     if fault == "no-choices":
         value["choices"] = []
     elif fault == "wrong-shape":
         return {"result": "fine", "usage": usage}
     return value
+
+
+def charged(value):
+    """The tokens that are billed for an answer, whatever it says of them."""
+    usage = value.get("usage") or {}
+    return {name: n if isinstance(n := usage.get(name), int) else 0 for name in ("prompt_tokens", "completion_tokens")}
 
 
 def error(message, code):

@@ -1,8 +1,10 @@
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,7 @@ def _in_project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BRICKREEL_TEST_KEY", KEY)
     monkeypatch.setattr("brickreel.captions.batch._FIRST_POLL_S", 0.02)
+    monkeypatch.setattr("brickreel.captions.batch._CREATION_S", 0.02)
 
 
 def test_batch_gives_the_same_captions_at_half_the_price(tmp_path):
@@ -58,7 +61,7 @@ def test_request_that_the_endpoint_calls_bad_fails_alone(tmp_path):
     assert sorted(row["outcome"] for row in found.values()) == ["failed", "ok", "ok"]
 
 
-@pytest.mark.parametrize("fault", ["drop-before", "drop-after"])
+@pytest.mark.parametrize("fault", ["drop-before", "drop-after", "502-after"])
 def test_creation_that_was_cut_off_is_neither_lost_nor_paid_twice(tmp_path, fault):
     project.make(tmp_path, clips=0, stills=4)
     with project.serving(batch_script=[fault]) as server:
@@ -104,21 +107,82 @@ def test_budget_holds_for_batches_too(tmp_path):
     assert {row["outcome"] for row in found.values()} == {"ok", "failed"}
 
 
+def killed_with_a_batch_under_way(server, shard="0/1"):
+    """Start the stage in a process, and kill it as soon as the endpoint has its batch."""
+    settings = project.settings(server.url, batch=True)
+    files.write_json("settings.json", settings.model_dump(mode="json"))
+    command = [sys.executable, "-m", "brickreel", "caption", "--config", "settings.json", "--shard", shard]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not server.batches and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert server.batches
+    assert not Path("results/caption/captions.parquet").exists()
+
+
 def test_batch_under_way_is_found_again_after_a_kill(tmp_path):
     project.make(tmp_path, clips=0, stills=5)
     with project.serving(batch_s=1.5) as server:
-        settings = project.settings(server.url, batch=True)
-        files.write_json("settings.json", settings.model_dump(mode="json"))
-        command = [sys.executable, "-m", "brickreel", "caption", "--config", "settings.json"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while not server.batches and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not (tmp_path / "results/caption/captions.parquet").exists()
+        killed_with_a_batch_under_way(server)
         found = project.run(url=server.url, batch=True)
         assert len(server.batches) == 1
         assert sum(server.paid.values()) == 5
     assert {row["outcome"] for row in found.values()} == {"ok"}
     assert all(row["usd"] > 0 for row in found.values())
+
+
+def test_batch_of_a_run_that_was_divided_otherwise_is_awaited_by_whichever_shard_comes_first(tmp_path):
+    project.make(tmp_path, clips=0, stills=8)
+    with project.serving(batch_s=1.0) as server:
+        killed_with_a_batch_under_way(server)
+        for index in (1, 0):
+            found = project.run(url=server.url, batch=True, shard=f"{index}/2")
+        assert len(server.batches) == 1
+        assert sum(server.paid.values()) == 8
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+    assert len({row["request"] for row in ledger()}) == len(ledger()) == 8
+    assert {row["shard"] for row in ledger()} == {"00/1"}
+
+
+def test_two_processes_that_await_one_batch_write_its_rows_once(tmp_path):
+    project.make(tmp_path, clips=0, stills=8)
+    with project.serving(batch_s=1.5) as server:
+        killed_with_a_batch_under_way(server)
+        command = [sys.executable, "-m", "brickreel", "caption", "--config", "settings.json", "--shard"]
+        processes = [subprocess.Popen([*command, f"{index}/2"], stderr=subprocess.PIPE) for index in range(2)]
+        for process in processes:
+            _, said = process.communicate(timeout=120)
+            assert process.returncode == 0, said.decode()
+        assert len(server.batches) == 1
+        assert sum(server.paid.values()) == 8
+    assert {row["outcome"] for row in project.captions().values()} == {"ok"}
+    assert len(ledger()) == 8
+
+
+def test_batch_that_the_endpoint_does_not_know_is_kept_for_a_day_and_then_counts_at_its_highest_price(tmp_path):
+    project.make(tmp_path, clips=0, stills=3)
+    with project.serving(batch_s=60) as server:
+        killed_with_a_batch_under_way(server)
+        server.batches.clear()
+        with pytest.raises(ValueError, match=r"the key and the caption\.base_url that it was started with"):
+            project.run(url=server.url, batch=True)
+        assert not Path("logs/caption/ledger.jsonl").exists(), "money that may be spent is not given up"
+        path = Path("logs/caption/reservations.jsonl")
+        rows = [row | {"time_s": row["time_s"] - 27 * 3600} for row in files.read_json_lines(path)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        server.batch_s = 0
+        found = project.run(url=server.url, batch=True)
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+    lost = [row for row in ledger() if row["outcome"] == "failed"]
+    assert [row["billed"] for row in lost] == ["unknown"] * 3
+    assert sum(row["usd"] for row in lost) == pytest.approx(sum(row["usd"] for row in rows))
+
+
+def test_count_of_tokens_that_is_none_in_a_batchs_answer_does_not_stop_the_stage(tmp_path):
+    project.make(tmp_path, clips=0, stills=3)
+    with project.serving(script=["strange-usage"]) as server:
+        found = project.run(url=server.url, batch=True)
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+    assert sorted(row["billed"] for row in ledger()) == ["reported", "reported", "unknown"]

@@ -1,5 +1,7 @@
 import asyncio
 import json
+import time
+from email.utils import formatdate
 
 import pytest
 
@@ -95,12 +97,43 @@ def test_other_errors_say_whether_to_wait_or_to_give_up(status, limited, pointle
         ({"retry-after": "2"}, 2),
         ({"retry-after-ms": "150", "retry-after": "2"}, 0.15),
         ({"retry-after": "-5"}, 0),
-        ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "inf"}, None),
         ({}, None),
     ],
 )
 def test_retry_after_is_read_in_its_forms(headers, seconds):
     assert client.retry_after(headers) == seconds
+
+
+def test_retry_after_may_be_a_date():
+    date = formatdate(time.time() + 90, usegmt=True)
+    assert 80 < client.retry_after({"retry-after": date}) <= 90
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": 100, "completion_tokens": "many"},
+        {"prompt_tokens": 100, "completion_tokens": [1]},
+        {"prompt_tokens": -100, "completion_tokens": 20},
+        {"prompt_tokens": 100, "completion_tokens": -20},
+        {"prompt_tokens": True, "completion_tokens": 20},
+        {"prompt_tokens": 10**40, "completion_tokens": 20},
+        {"prompt_tokens": 99.5},
+        "free",
+    ],
+)
+def test_count_of_tokens_that_is_none_is_not_believed(usage):
+    """A negative count would give money back to the budget."""
+    reply = client.read(completion(usage=usage))
+    assert (reply.outcome, reply.billed, reply.tokens_in, reply.tokens_out) == ("ok", "unknown", 0, 0)
+
+
+def test_refusal_with_half_a_character_can_be_written_down():
+    reply = client.read(completion(message={"refusal": "I can\ud83d not."}))
+    assert reply.reason == "refusal: I can? not."
 
 
 def test_body_has_prompt_pictures_schema_and_what_was_wrong_before():
@@ -134,6 +167,7 @@ def test_key_comes_from_the_environment_and_is_not_needed_for_a_server_of_ones_o
 
 def test_key_that_an_endpoint_quotes_back_is_taken_out():
     assert client.clean("bad key sk-1\n  given", "sk-1") == "bad key [key] given"
+    assert client.clean("there is none", client.NO_KEY) == "there is none"
     assert len(client.clean("x" * 1000, "sk-1")) == 200
 
 
@@ -155,13 +189,14 @@ def asked(server, timeout_s=5.0):
         ("drop", "failed", "unknown", "the connection was dropped"),
         ("half-body", "failed", "unknown", "the connection was dropped"),
         ("slow", "failed", "unknown", "no answer in time"),
+        ("drip", "failed", "unknown", "no answer in time"),
         ("truncated", "failed", "reported", "does not follow the schema"),
         ("wrong-shape", "failed", "reported", "no choices"),
     ],
 )
 def test_one_request_is_one_request_whatever_comes_of_it(fault, outcome, billed, reason):
     with project.serving(script=[fault]) as server:
-        reply, _, seconds = asked(server, timeout_s=0.5 if fault == "slow" else 5.0)
+        reply, _, seconds = asked(server, timeout_s=1.0 if fault in ("slow", "drip") else 5.0)
         assert server.requests == 1, "the client repeated a request past the ledger"
     assert (reply.outcome, reply.billed) == (outcome, billed)
     assert reason in reply.reason

@@ -86,3 +86,27 @@ def test_loop_goes_on_while_another_process_holds_the_lock(tmp_path):
     decision, turns = run(ledger, work)
     assert decision == "granted"
     assert turns > 5
+
+
+def test_rows_that_are_not_the_ledgers_fail_the_requests_with_the_files_name(tmp_path):
+    ledger = Ledger(tmp_path, "0/1", 5.0)
+    (tmp_path / "reservations.jsonl").write_text('{"request": "r0"}\n')
+
+    async def work(committer):
+        with pytest.raises(ValueError, match=r"reservations\.jsonl has a row that brickreel did not write"):
+            await asyncio.wait_for(committer.reserve(reservation(1)), 10)
+
+    run(ledger, work)
+
+
+def test_nobody_waits_for_ever_when_a_row_cannot_be_written(tmp_path):
+    ledger = Ledger(tmp_path, "0/1", 5.0)
+
+    async def work(committer):
+        one = reservation(1)
+        await committer.reserve(one)
+        row = ledger_row("0/1", one, Reply("ok", billed="reported"), PRICE, 0.1)
+        with pytest.raises((TypeError, ValueError), match="int"):
+            await asyncio.wait_for(committer.finish(row | {"tokens_in": "many"}), 10)
+
+    run(ledger, work)

@@ -72,6 +72,19 @@ def test_server_is_started_awaited_asked_and_ended(tmp_path):
         socket.create_connection(("127.0.0.1", port))
 
 
+def test_server_of_ones_own_is_not_asked_through_a_proxy(tmp_path, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    project.make(tmp_path, clips=0, stills=2)
+    write_settings()
+    done = subprocess.run(brickreel("caption"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {row["outcome"] for row in project.captions().values()} == {"ok"}
+
+
 def test_server_ends_with_a_stage_that_was_killed(tmp_path):
     project.make(tmp_path, clips=0, stills=1)
     write_settings(command=(*PROGRAM, "--unhealthy-s", "600"))

@@ -71,6 +71,26 @@ def test_corrections_win_over_the_machine_and_survive_a_rerun(tmp_path):
         assert found["c0", "clip"]["source"] == "machine"
 
 
+def test_corrections_of_clips_that_are_not_there_are_named(tmp_path, caplog):
+    logging.getLogger("brickreel").propagate = True
+    project.make(tmp_path, clips=1, stills=1)
+    (tmp_path / "corrections.csv").write_text(
+        "clip_id,kind,text\nc0,clip,A person wrote this.\nc0,still,x\nC9,clip,y\n"
+    )
+    for index in range(2):
+        project.run(shard=f"{index}/2", corrections="corrections.csv")
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1
+    assert "2 of the corrections in corrections.csv are for clips that are not in the dataset" in said[0]
+    assert said[0].endswith("c0 (still), C9 (clip)")
+
+
+@pytest.mark.parametrize("value", ["sk-proj-0123456789", "my key"])
+def test_key_in_the_place_of_its_variables_name_is_refused(value):
+    with pytest.raises(ValueError, match=r"caption\.api_key_env.*never the key itself"):
+        project.settings(api_key_env=value)
+
+
 def test_endpoint_gets_pictures_prompt_and_schema_and_its_price_is_kept(tmp_path):
     project.make(tmp_path, clips=1, stills=1)
     with project.serving() as server:

@@ -99,7 +99,8 @@ class Asking:
         jpegs: list[bytes] = []
         failures, reason = 0, ""
         while not self.stop:
-            rows = self.ledger.rows.get(request.key, [])
+            # A copy: other shards' rows may come in while the pictures are read, and would then never be judged.
+            rows = list(self.ledger.rows.get(request.key, ()))
             caption, hint = judge(rows, self.settings)
             if caption:
                 return caption

@@ -6,14 +6,17 @@ pays for none of their requests twice. A batch whose creation was cut off is loo
 """
 
 import asyncio
+import fcntl
 import json
 import logging
 import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import openai
@@ -23,7 +26,7 @@ from brickreel.captions import client, prompts
 from brickreel.captions import request as requests
 from brickreel.captions.items import Caption
 from brickreel.captions.judge import failed, judge
-from brickreel.captions.ledger import Ledger, Reservation, ledger_row
+from brickreel.captions.ledger import BATCH_ALIVE_S, Ledger, Reservation, ledger_row
 from brickreel.captions.prices import Price
 from brickreel.captions.request import Request
 from brickreel.config import Caption as Settings
@@ -36,6 +39,8 @@ FOLDER = "batches"
 # What one file may hold. OpenAI takes 200 MB and 50,000 requests; a smaller file is lost more cheaply.
 _MOST_BYTES, _MOST_REQUESTS = 90_000_000, 20_000
 _FIRST_POLL_S, _LONGEST_POLL_S = 1.0, 60.0
+_CREATION_S = 15.0
+"""Seconds within which a batch shows in the endpoint's list, though the answer to its creation was lost."""
 _CONTROL_RETRIES = 6
 """Repetitions of calls that cost nothing: uploads, polls, downloads."""
 _ENDS = ("completed", "failed", "expired", "cancelled")
@@ -61,7 +66,7 @@ class Batching:
 
         Raises EndpointError or ValueError when asking on makes no sense; what was answered stands in the ledger.
         """
-        await self._await_batches({r["batch"] for r in self._under_way()}, bar)
+        await self._await_batches({r["batch"] for r in self._under_way() if self._follows(r["shard"])}, bar)
         while open_requests := self._still_open(items, bar):
             if not await self._round(open_requests, bar):
                 await asyncio.sleep(_FIRST_POLL_S)
@@ -70,7 +75,12 @@ class Batching:
         return self.captions
 
     def _under_way(self) -> list[dict[str, Any]]:
-        return [r for r in self.ledger.in_flight.values() if r["batch"] and r["shard"] == self.ledger.shard]
+        return [r for r in self.ledger.in_flight.values() if r["batch"]]
+
+    def _follows(self, shard: str) -> bool:
+        """Whether a shard's batches are this one's to await: its own, and those of a run that was divided otherwise,
+        whose shards nobody starts again."""
+        return shard == self.ledger.shard or shard.partition("/")[2] != self.ledger.shard.partition("/")[2]
 
     def _still_open(self, items: Sequence[Request], bar: Bar) -> list[tuple[Request, str]]:
         """The requests to send now, one per key, with what was wrong with the last answer."""
@@ -175,8 +185,12 @@ class Batching:
                 metadata={_MARK: name},
             )
         except openai.APIConnectionError:
+            await asyncio.sleep(_CREATION_S)
             return  # whether it was created is found out when it is awaited
         except openai.APIStatusError as error:
+            if error.status_code >= 500:
+                await asyncio.sleep(_CREATION_S)
+                return  # a gateway may answer so after the batch was created
             self._close(name, "none", f"the batch was refused: {client.words(error, self.api.api_key)}")
             self.stop = client.EndpointError(
                 f"the captioning endpoint takes no batch ({error.status_code}): "
@@ -187,38 +201,76 @@ class Batching:
         logger.info("caption %s: %d requests are in batch %s", self.ledger.shard, len(lines), created.id)
 
     def _note(self, name: str, batch_id: str) -> None:
-        files.write_json(self.ledger.folder / FOLDER / f"{name}.json", {"batch": batch_id, "time_s": time.time()})
+        files.write_json(self._noted(name), {"batch": batch_id, "time_s": time.time()})
 
     async def _await_batches(self, names: set[str], bar: Bar) -> None:
         """Return when all these batches have ended and their rows are in the ledger."""
         wait_s = _FIRST_POLL_S
         while names:
             for name in sorted(names):
-                try:
-                    batch = await self._find(name)
-                    ended = batch is None or batch.status in _ENDS
-                    if batch is not None and ended:
-                        await self._settle(name, batch)
-                except openai.APIStatusError as error:
-                    client.read_error(error.status_code, error.code, client.words(error, self.api.api_key), {})
-                    raise ValueError(f"batch {name} cannot be followed: {error.message[:200]}") from None
-                except openai.APIConnectionError as error:
-                    raise ConnectionError(
-                        f"the captioning endpoint cannot be reached ({error}); the batches under way are kept: "
-                        "start again to go on"
-                    ) from None
-                if batch is None:
-                    self._close(name, "none", "the batch was never started")
-                if ended:
-                    names = names - {name}
+                with self._held(name) as mine:
+                    if mine and await self._ended(name):
+                        names = names - {name}
             if names:
                 bar.advance(0, note=f"{len(names)} batches under way")
                 await asyncio.sleep(wait_s)
                 wait_s = min(_LONGEST_POLL_S, 1.5 * wait_s)
 
+    @contextmanager
+    def _held(self, name: str) -> Iterator[bool]:
+        """Whether this process alone looks at a batch now: several may await one of an earlier run's shard."""
+        folder = self.ledger.folder / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{name}.lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            self.ledger.commit([], [])
+            yield True
+
+    async def _ended(self, name: str) -> bool:
+        """Ask how a batch stands; True when it has ended and its rows are in the ledger."""
+        if not any(r["batch"] == name for r in self._under_way()):
+            return True  # another process has written them
+        try:
+            batch = await self._find(name)
+            if batch is None:
+                self._close(name, "none", "the batch was never started")
+                return True
+            if batch.status in _ENDS:
+                await self._settle(name, batch)
+            return batch.status in _ENDS
+        except openai.APIStatusError as error:
+            if error.status_code == 404:
+                return self._unknown(name)
+            client.read_error(error.status_code, error.code, client.words(error, self.api.api_key), {})
+            said = client.words(error, self.api.api_key)
+            raise ValueError(f"batch {name} cannot be followed: {said}") from None
+        except openai.APIConnectionError as error:
+            raise ConnectionError(
+                f"the captioning endpoint cannot be reached ({error}); the batches under way are kept: "
+                "start again to go on"
+            ) from None
+
+    def _unknown(self, name: str) -> bool:
+        """A batch that was created and that the endpoint does not know: lost, once it is too old to be answered."""
+        if all(time.time() - r["time_s"] > BATCH_ALIVE_S for r in self._under_way() if r["batch"] == name):
+            self._close(name, "unknown", "the endpoint has forgotten its batch")
+            return True
+        raise ValueError(
+            f"the captioning endpoint does not know the batch of {self._noted(name)} (404): use the key and the "
+            f"caption.base_url that it was started with; after {BATCH_ALIVE_S / 3600:.0f} hours it is given up, at its "
+            "highest price"
+        )
+
+    def _noted(self, name: str) -> Path:
+        return self.ledger.folder / FOLDER / f"{name}.json"
+
     async def _find(self, name: str) -> Any:
         """A batch as the endpoint knows it; None when it was never created."""
-        path = self.ledger.folder / FOLDER / f"{name}.json"
+        path = self._noted(name)
         if path.exists():
             return await self.patient.batches.retrieve(files.read_json(path)["batch"])
         since = min((r["time_s"] for r in self._under_way() if r["batch"] == name), default=time.time()) - 3600
@@ -279,7 +331,7 @@ class Batching:
         rows = []
         for stored in [r for r in self._under_way() if r["batch"] == name]:
             reply = reply_of(stored["request"]) or client.Reply("failed", reason, billed=billed)
-            rows.append(ledger_row(self.ledger.shard, Ledger.reservation(stored), reply, self.price, None))
+            rows.append(ledger_row(stored["shard"], Ledger.reservation(stored), reply, self.price, None))
             if reply.outcome == "failed":
                 self.failures[stored["key"]] += self.settings.attempts if reply.pointless else 1
                 self.reasons[stored["key"]] = reply.reason

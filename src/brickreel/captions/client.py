@@ -3,12 +3,15 @@
 The client's own retries are off: every request must pass the budget and stand in the ledger.
 """
 
+import asyncio
 import base64
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 import openai
@@ -18,6 +21,13 @@ from brickreel.captions.answer import Answer, response_format
 from brickreel.config import Caption
 
 Billed = Literal["reported", "none", "unknown"]
+
+NO_KEY = "none"
+"""What is sent as the key where none is needed: the client insists on one."""
+
+
+_MOST_TOKENS = 1 << 31
+"""More than any request has: a count beyond it is none."""
 
 
 class EndpointError(ValueError):
@@ -45,7 +55,7 @@ class Reply:
 def api_key(settings: Caption) -> str:
     """The key from the environment. Raises ValueError when the endpoint needs one and there is none."""
     if not settings.api_key_env or settings.server.command:
-        return os.environ.get(settings.api_key_env or "", "") or "none"
+        return os.environ.get(settings.api_key_env or "", "") or NO_KEY
     key = os.environ.get(settings.api_key_env, "").strip()
     if not key:
         raise ValueError(
@@ -57,7 +67,11 @@ def api_key(settings: Caption) -> str:
 
 def connect(settings: Caption, base_url: str | None, key: str) -> openai.AsyncOpenAI:
     """A client for an endpoint."""
-    return openai.AsyncOpenAI(api_key=key, base_url=base_url, timeout=settings.timeout_s, max_retries=0)
+    # A proxy of the site has no business between a process and the server that it started on its own machine.
+    direct = openai.DefaultAsyncHttpxClient(trust_env=False) if settings.server.command else None
+    return openai.AsyncOpenAI(
+        api_key=key, base_url=base_url, timeout=settings.timeout_s, max_retries=0, http_client=direct
+    )
 
 
 def body(settings: Caption, prompt: str, jpegs: Sequence[bytes], again: str = "") -> dict[str, Any]:
@@ -86,13 +100,15 @@ async def ask(client: openai.AsyncOpenAI, request: dict[str, Any]) -> tuple[Repl
     started = time.monotonic()
     headers: Mapping[str, str] = {}
     try:
-        raw = await client.chat.completions.with_raw_response.create(**request)
+        # The client's own limit is for each part of an answer: a server that drips would be waited for for ever.
+        async with asyncio.timeout(_seconds(client.timeout)):
+            raw = await client.chat.completions.with_raw_response.create(**request)
         headers = raw.headers
         reply = read_bytes(raw.http_response.content)
     except openai.APIStatusError as error:
         headers = error.response.headers
         reply = read_error(error.status_code, error.code, words(error, client.api_key), headers)
-    except openai.APITimeoutError:
+    except (openai.APITimeoutError, TimeoutError):
         reply = Reply("failed", "no answer in time", billed="unknown")
     except openai.APIConnectionError as error:
         refused = (
@@ -120,14 +136,7 @@ def read_bytes(data: bytes) -> Reply:
 
 def read(value: Any) -> Reply:
     """The reply in a parsed chat completion, of a single request or of a line of a batch's output."""
-    usage = value.get("usage") if isinstance(value, dict) else None
-    paid: dict[str, Any] = {"billed": "unknown"}
-    if isinstance(usage, dict) and isinstance(usage.get("prompt_tokens"), int):
-        paid = {
-            "billed": "reported",
-            "tokens_in": usage["prompt_tokens"],
-            "tokens_out": int(usage.get("completion_tokens") or 0),
-        }
+    paid = _paid(value.get("usage") if isinstance(value, dict) else None)
     try:
         choice = value["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
@@ -135,13 +144,21 @@ def read(value: Any) -> Reply:
     except (TypeError, LookupError, AttributeError):
         return Reply("failed", "the response has no choices", **paid)
     if refusal or finish == "content_filter":
-        return Reply("dropped", f"refusal: {refusal or 'content filter'}"[:200], **paid)
+        return Reply("dropped", clean(f"refusal: {refusal or 'content filter'}", ""), **paid)
     if finish == "length":
         return Reply("dropped", "the answer was cut at max_tokens", **paid)
     try:
         return Reply("ok", answer=Answer.model_validate_json(text), **paid)
     except (ValidationError, TypeError):
         return Reply("failed", "the answer does not follow the schema", **paid)
+
+
+def _paid(usage: Any) -> dict[str, Any]:
+    """What an answer says that it cost. Counts that are none are no counts: the highest price is then assumed."""
+    tokens = [usage.get("prompt_tokens"), usage.get("completion_tokens") or 0] if isinstance(usage, dict) else [None]
+    if all(type(count) is int and 0 <= count < _MOST_TOKENS for count in tokens):
+        return {"billed": "reported", "tokens_in": tokens[0], "tokens_out": tokens[1]}
+    return {"billed": "unknown"}
 
 
 def read_error(status: int, code: Any, words: str, headers: Mapping[str, str]) -> Reply:
@@ -155,13 +172,20 @@ def read_error(status: int, code: Any, words: str, headers: Mapping[str, str]) -
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait, from `retry-after-ms` or `retry-after`; None when it does not say."""
+    """Seconds that the server asks to wait, from `retry-after-ms` or `retry-after`; None when it does not say.
+
+    `retry-after` may be a date (RFC 9110, 10.2.3).
+    """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
-            return max(0.0, float(headers[name]) * unit)
+            seconds = float(headers[name]) * unit
         except (KeyError, ValueError):
             continue
-    return None
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+    try:
+        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    except (KeyError, ValueError):
+        return None
 
 
 def words(error: openai.APIStatusError, key: str) -> str:
@@ -171,5 +195,11 @@ def words(error: openai.APIStatusError, key: str) -> str:
 
 
 def clean(text: str, key: str) -> str:
-    """One short line without the key: some servers quote it back."""
-    return " ".join(text.replace(key, "[key]").split())[:200] if key else " ".join(text.split())[:200]
+    """One short line without the key: some servers quote it back. Characters that no file can hold become `?`."""
+    if key and key != NO_KEY:
+        text = text.replace(key, "[key]")
+    return " ".join(text.encode("utf-8", "replace").decode().split())[:200]
+
+
+def _seconds(timeout: Any) -> float | None:
+    return float(timeout) if isinstance(timeout, int | float) else None

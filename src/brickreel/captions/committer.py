@@ -43,7 +43,7 @@ class Committer:
             rows, reservations = [row for row, _ in finished], [reservation for reservation, _ in asked]
             try:
                 decisions = await loop.run_in_executor(self._thread, self.ledger.commit, rows, reservations)
-            except (ValueError, OSError) as error:
+            except Exception as error:  # whatever it is, nobody may wait for ever
                 for future in [f for _, f in finished] + [f for _, f in asked]:
                     if not future.done():
                         future.set_exception(error)

@@ -26,7 +26,7 @@ logger = logging.getLogger("brickreel")
 
 FOLDER = Path("logs/caption")
 _ROUNDING_USD = 1e-9
-_BATCH_ALIVE_S = 26 * 3600.0
+BATCH_ALIVE_S = 26 * 3600.0
 """A batch is answered within a day."""
 LEDGER, RESERVATIONS = "ledger.jsonl", "reservations.jsonl"
 
@@ -130,12 +130,14 @@ class Ledger:
     def commit(self, finished: Sequence[dict[str, Any]], asked: Sequence[Reservation]) -> list[Decision]:
         """Write finished rows, then decide reservations in order; both are on the disk when this returns.
 
+        A request has one row: what another process has closed since is left as it is.
+
         granted: send it. changed: another process has answered this key, look again. elsewhere: another shard is asking
         the same now. wait: the budget may suffice when requests in flight have ended. refused: the budget is used up.
         """
         with self._locked():
             self._catch_up()
-            self._append(finished)
+            self._append([row for row in finished if row["request"] in self.in_flight])
             decisions = []
             granted: list[dict[str, Any]] = []
             alive = [r for r in self.in_flight.values() if self._alive(r)]
@@ -174,7 +176,7 @@ class Ledger:
         if reservation["request"] in self._mine:
             return True
         if reservation["batch"]:
-            return time.time() - reservation["time_s"] < _BATCH_ALIVE_S
+            return time.time() - reservation["time_s"] < BATCH_ALIVE_S
         if reservation["shard"] == self.shard:
             return False
         return time.time() - reservation["time_s"] < self.alive_s
@@ -188,10 +190,12 @@ class Ledger:
             self._count(row)
 
     def _catch_up(self) -> None:
-        for row in self._reserved.new_rows():
-            self._reserve(row)
-        for row in self._ledger.new_rows():
-            self._count(row)
+        for log, take in ((self._reserved, self._reserve), (self._ledger, self._count)):
+            for row in log.new_rows():
+                try:
+                    take(row)
+                except (KeyError, TypeError) as error:
+                    raise ValueError(f"{log.path} has a row that brickreel did not write: {error!r}") from error
 
     def _count(self, row: dict[str, Any]) -> None:
         reservation = self.in_flight.pop(row["request"], None)

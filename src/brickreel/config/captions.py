@@ -1,9 +1,10 @@
 """Settings of the captioner."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from brickreel.config.section import Fraction, Positive, Section
 
@@ -26,6 +27,14 @@ class CaptionServer(Section):
         return self
 
 
+def _variable(name: str) -> str:
+    """A variable's name, upper case as everybody has them: a key that was put in its place is not, and is refused
+    before it can be written into any settings file."""
+    if name and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+        raise ValueError("must be the name of an environment variable such as OPENAI_API_KEY, never the key itself")
+    return name
+
+
 class Caption(Section):
     """Who describes the clips."""
 
@@ -35,7 +44,7 @@ class Caption(Section):
     """Model name at the endpoint."""
     base_url: str | None = None
     """The endpoint; OpenAI's own when absent."""
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: Annotated[str, AfterValidator(_variable)] = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key. The key itself is never written anywhere."""
     batch: bool = False
     """Use the endpoint's Batch API: half the price, answers within a day."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from brickreel import tables
@@ -36,7 +36,10 @@ def run(config: Config, shard: Shard) -> None:
         from brickreel.captions import endpoint
 
         endpoint.check(settings)
-    rows = [r for r in tables.read("cut_index", INDEX).to_pylist() if r["outcome"] == "ok" and shard.owns(r["clip_id"])]
+    manifest = [r for r in tables.read("cut_index", INDEX).to_pylist() if r["outcome"] == "ok"]
+    if shard.index == 0:
+        _warn_of_strangers(by_hand, {(r["clip_id"], r["kind"]) for r in manifest}, settings)
+    rows = [r for r in manifest if shard.owns(r["clip_id"])]
     names: list[Name] = [(r["clip_id"], r["kind"]) for r in rows]
     captions: dict[Name, Caption] = {}
     items: list[Item] = []
@@ -53,6 +56,16 @@ def run(config: Config, shard: Shard) -> None:
     captions |= _by_machine(items, settings, shard)
     _write(names, captions, settings, shard)
     _review(settings, shard)
+
+
+def _warn_of_strangers(by_hand: Mapping[Name, Caption], known: Set[Name], settings: Settings) -> None:
+    """A correction with a misspelt id would otherwise be lost without a word."""
+    strangers = [f"{clip_id} ({kind})" for clip_id, kind in by_hand if (clip_id, kind) not in known]
+    if strangers:
+        logger.warning(
+            "caption: %d of the corrections in %s are for clips that are not in the dataset: %s%s",
+            len(strangers), settings.corrections, ", ".join(strangers[:5]), ", ..." if len(strangers) > 5 else "",
+        )  # fmt: skip
 
 
 def _adopted(text: str) -> Caption:
