@@ -1,8 +1,8 @@
 """Reading latents: clips per second of one worker, beside what disk and memory allow, and memory over ten epochs.
 
 Latents of 32 x 45 x 80 (360p) with texts of 200 x 4096, at random. Limit: 100 clips per second per worker and flat
-memory. The floor is reading the same bytes from the page cache and copying them once. Writes
-results/bench/loader.json.
+memory. The floor is reading the same bytes from the page cache and copying them once. Beside it, what an index of a
+million samples costs each rank before the first step. Writes results/bench/loader.json.
 """
 
 import os
@@ -16,16 +16,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 import _project
 from brickreel import config, files, tables
 from brickreel.stages import train
 from brickreel.training import latents
+from brickreel.training.buckets import data_key, plan_buckets
 from brickreel.training.dataset import Dataset, prefetched
 from brickreel.training.order import Order
 
 CLIPS, EPOCHS = 96, 10
+SAMPLES = 1_000_000
 LIMITS = {"clips_per_s": 100.0, "growth_mib": 64.0}
 RUN = {"data": {"time": "poses", "buckets": {"360p": {32: [1.0, 8]}}}, "micro_batches": 1}
 
@@ -34,13 +39,18 @@ def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as place, chdir(place):
-        result = measure()
+        result = measure() | index_of(SAMPLES)
     files.write_json("results/bench/loader.json", result | {"limits": LIMITS})
     print(f"one worker                {result['clips_per_s']:8.0f} clips/s   limit {LIMITS['clips_per_s']:.0f}")
     print(f"  without checksums       {result['clips_per_s_unchecked']:8.0f} clips/s")
     print(f"  reading and one copy    {result['clips_per_s_floor']:8.0f} clips/s")
     print(f"through two loader threads{result['clips_per_s_two_threads']:8.0f} clips/s")
     print(f"memory over {EPOCHS} epochs    {result['growth_mib']:+8.1f} MiB       limit {LIMITS['growth_mib']:.0f}")
+    print(
+        f"an index of {SAMPLES:,} samples: planned in {result['plan_s']:.1f} s, opened in {result['open_s']:.1f} s,",
+        end="",
+    )
+    print(f" {result['bytes_per_sample']:.0f} bytes of memory per sample")
 
 
 def measure() -> dict[str, float]:
@@ -83,6 +93,38 @@ def measure() -> dict[str, float]:
         "growth_mib": growth,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def index_of(samples: int) -> dict[str, float]:
+    """What planning and opening an index of so many samples costs, one in twenty of them held out."""
+    run = config.load({"runs": {"bench": RUN}}).run("bench")
+    numbers = np.random.default_rng(0).permutation(samples)
+    clips = pa.array([f"{number:016x}" for number in numbers.tolist()])
+    files_of = pa.array([f"results/encode/00-{place // 256:04d}.safetensors" for place in range(samples)])
+    columns = {field.name: pa.nulls(samples, field.type) for field in tables.SCHEMAS["encode_index"]}
+    columns |= {"sample_id": pc.binary_join_element_wise(clips, "360p-32f-0.56-poses1.0.0.5", "."), "clip_id": clips}
+    columns |= {"split": pa.array(np.where(numbers % 20, "train", "heldout")), "crc32": pa.array(numbers)}
+    columns |= {"file": files_of, "text_file": files_of}
+    same = {
+        "kind": "clip",
+        "bucket": "360p-32f-0.56-poses1",
+        "frames": 32,
+        "height": 360,
+        "width": 640,
+        "outcome": "ok",
+    }
+    same |= {"pose_rate": 12.0, "offset": 0, "crop": 0.5, "scaling_factor": 0.18215, "text_tokens": 99, "reason": ""}
+    columns |= {name: pa.repeat(pa.scalar(value), samples) for name, value in same.items()}
+    columns["data_keys"] = pa.array([[data_key(run.data)]] * samples)
+    index = pa.table({name: columns[name] for name in columns}).cast(tables.SCHEMAS["encode_index"])
+    begun = time.process_time()
+    plan = plan_buckets(index, run)
+    planned = time.process_time()
+    data = Dataset(index, run.data, plan, "bench", (4, 4096))
+    opened = time.process_time()
+    assert len(data.train) + len(data.heldout) == samples
+    held = data.train.rows.nbytes + data.heldout.rows.nbytes
+    return {"plan_s": planned - begun, "open_s": opened - planned, "bytes_per_sample": held / samples}
 
 
 def _floor_s() -> float:

@@ -1,8 +1,11 @@
+import pyarrow as pa
 import pytest
 
 from brickreel import tables
 from brickreel.config import Run
-from brickreel.training.buckets import BucketPlan, data_key, fingerprint, plan_buckets, rows_of
+from brickreel.training.buckets import BucketPlan, data_key, plan_buckets, rows_of, split_of
+
+ENDS = ("", ".1", ".2")
 
 
 def run(buckets: dict, **data) -> Run:
@@ -87,8 +90,29 @@ def test_batch_sizes_change_neither_samples_nor_fingerprint_but_contents_do():
     settings, other = run({16: (1.0, 4)}), run({16: (1.0, 2)})
     table = index(settings, {16: 5})
     assert data_key(settings.data) == data_key(other.data)
-    first = fingerprint(rows_of(table, settings.data))
-    assert fingerprint(rows_of(table.take(list(reversed(range(5)))), settings.data)) == first
-    assert fingerprint(rows_of(index(settings, {16: 5}, crc32=7), settings.data)) != first
-    assert fingerprint(rows_of(index(settings, {16: 6}), settings.data)) != first
-    assert rows_of(table, run({8: (1.0, 4)}).data) == []
+    first = plan_buckets(table, settings).fingerprint
+    assert plan_buckets(table, other).fingerprint == first
+    assert plan_buckets(table.take(list(reversed(range(5)))), settings).fingerprint == first
+    in_parts = pa.concat_tables([table.slice(3), table.slice(0, 3)])
+    assert plan_buckets(in_parts, settings).fingerprint == first
+    assert plan_buckets(index(settings, {16: 5}, crc32=7), settings).fingerprint != first
+    assert plan_buckets(index(settings, {16: 6}), settings).fingerprint != first
+    assert rows_of(table, run({8: (1.0, 4)}).data).num_rows == 0
+
+
+def test_a_clips_samples_stand_together_and_a_failed_one_is_not_among_them():
+    settings = run({16: (1.0, 4), 8: (1.0, 4)})
+    rows = index(settings, {16: 3, 8: 2}).to_pylist()
+    more = [row | {"sample_id": f"{row['sample_id']}.{offset}", "offset": offset} for row in rows for offset in (1, 2)]
+    more[0] |= {"outcome": "failed", "reason": "torn"}
+    train = split_of(rows_of(tables.table("encode_index", more + rows), settings.data), "train")
+    found = {
+        bucket: [train.rows["sample_id"].slice(first, count).to_pylist() for first, count in clips.tolist()]
+        for bucket, clips in train.clips.items()
+    }
+    assert found == {
+        "64p-16f-1.00-poses1": [["16-000", "16-000.2"]] + [[f"16-00{n}{end}" for end in ENDS] for n in (1, 2)],
+        "64p-8f-1.00-poses1": [[f"8-00{n}{end}" for end in ENDS] for n in (0, 1)],
+    }
+    assert len(train) == 5
+    assert len(split_of(train.rows, "heldout")) == 0

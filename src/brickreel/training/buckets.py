@@ -9,13 +9,17 @@ repeating, and the remainder is dropped from the shuffled bucket, so that each e
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from brickreel import tables
 from brickreel.config import Run, RunData
 
 MOST_REPEATS = 4
@@ -32,6 +36,11 @@ _FINGERPRINT = (
     "crc32",
 )
 VERSION = 1
+_ORDER = ("bucket", "clip_id", "kind", "sample_id")
+_REPEATED = frozenset({"bucket", "kind", "split", "file", "text_file", "outcome", "reason"})
+_READ = pa.schema(
+    field.remove_metadata() for field in tables.SCHEMAS["encode_index"] if field.name not in ("data_keys", "film_id")
+)
 
 
 @dataclass(frozen=True)
@@ -120,29 +129,85 @@ def data_key(data: RunData) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
-def rows_of(index: pa.Table, data: RunData) -> list[dict[str, Any]]:
-    """The index's rows that concern a run's data, in the order that everything counts on."""
-    key = data_key(data)
-    rows = [row for row in index.to_pylist() if key in (row["data_keys"] or ())]
-    return sorted(rows, key=lambda row: (row["bucket"] or "", row["clip_id"], row["kind"], row["sample_id"] or ""))
+def rows_of(index: pa.Table, data: RunData) -> pa.Table:
+    """The index's rows that concern a run's data, in the order that everything counts on.
+
+    Columns that repeat a few words are dictionaries: what stays is about a hundred bytes per sample.
+    """
+    key, order = data_key(data), [(name, "ascending") for name in _ORDER]
+    wide = pa.schema(field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field for field in _READ)
+    parts = [_concerning(batch, key) for batch in index.select([*_READ.names, "data_keys"]).to_batches()]
+    rows = pa.Table.from_batches(parts, _READ).cast(wide).sort_by(order)
+    for place, name in enumerate(rows.column_names):
+        if name in _REPEATED:
+            rows = rows.set_column(place, name, pc.dictionary_encode(rows[name]))
+    return rows
 
 
-def fingerprint(rows: list[dict[str, Any]]) -> str:
-    """Hash of the training samples, contents included (`crc32`), whatever shards they came from."""
+def _concerning(batch: pa.RecordBatch, key: str) -> pa.RecordBatch:
+    keys = batch["data_keys"]
+    named = pc.list_parent_indices(keys).filter(pc.equal(pc.list_flatten(keys), key))
+    return batch.select(_READ.names).take(named)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The samples of one split in their order, and which of them show the same clip."""
+
+    rows: pa.Table
+    clips: Mapping[str, NDArray[np.int64]]
+    """Bucket of the index -> [clips, 2]: the row of a clip's first sample, and how many there are of it."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self.clips.values()))
+
+
+def split_of(rows: pa.Table, split: str) -> Split:
+    """`train` or `heldout` of what `rows_of` found."""
+    rows = rows.filter(pc.and_(pc.equal(rows["outcome"], "ok"), pc.equal(rows["split"], split)))
+    if not rows.num_rows:
+        return Split(rows, {})
+    new_bucket = _changes(rows["bucket"])
+    first = np.flatnonzero(new_bucket | _changes(rows["clip_id"]) | _changes(rows["kind"]))
+    clips = np.stack([first, np.diff(first, append=rows.num_rows)], axis=1)
+    begins = np.searchsorted(first, np.flatnonzero(new_bucket))
+    names = rows["bucket"].take(first[begins]).to_pylist()
+    return Split(rows, dict(zip(names, np.split(clips, begins[1:]), strict=True)))
+
+
+def _changes(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Where a value differs from the one before it; the first one does."""
+    values = column.cast(pa.large_string()) if pa.types.is_dictionary(column.type) else column
+    found = np.ones(len(values), bool)
+    found[1:] = pc.not_equal(values.slice(1), values.slice(0, len(values) - 1)).to_numpy()
+    return found
+
+
+def fingerprint(rows: pa.Table) -> str:
+    """Hash of samples, contents included (`crc32`), whatever shards they came from."""
     digest = hashlib.blake2b(digest_size=16)
-    for row in rows:
-        if row["outcome"] == "ok" and row["split"] == "train":
-            digest.update(json.dumps([row[column] for column in _FINGERPRINT]).encode())
+    for name in _FINGERPRINT:
+        values = rows[name]
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(pa.large_string())
+        # One stream each, so that it does not matter where a column's chunks end.
+        streams = [hashlib.blake2b(digest_size=16) for _ in range(3)]
+        for chunk in values.chunks:
+            for stream, data in zip(streams, _bytes(chunk), strict=True):
+                stream.update(data)
+        for stream in streams:
+            digest.update(stream.digest())
     return digest.hexdigest()
 
 
-def items_of(rows: list[dict[str, Any]], split: str) -> dict[str, list[list[dict[str, Any]]]]:
-    """Bucket of the index -> its clips -> each clip's samples, one per offset and crop."""
-    items: dict[str, dict[tuple[str, str], list[dict[str, Any]]]] = defaultdict(dict)
-    for row in rows:
-        if row["outcome"] == "ok" and row["split"] == split:
-            items[row["bucket"]].setdefault((row["clip_id"], row["kind"]), []).append(row)
-    return {bucket: list(clips.values()) for bucket, clips in sorted(items.items())}
+def _bytes(values: pa.Array) -> tuple[Any, Any, Any]:
+    """What an array holds: where it has values, their lengths if they are texts, and the values."""
+    valid = values.is_valid().to_numpy(zero_copy_only=False).tobytes()
+    if not pa.types.is_large_string(values.type):
+        return valid, b"", values.fill_null(0).to_numpy().tobytes()
+    texts = values.fill_null("")
+    joined = pc.binary_join(pa.ListArray.from_arrays([0, len(texts)], texts), pa.scalar("", texts.type))
+    return valid, pc.binary_length(texts).to_numpy().tobytes(), joined[0].as_buffer()
 
 
 def plan_buckets(index: pa.Table, run: Run) -> BucketPlan:
@@ -151,12 +216,10 @@ def plan_buckets(index: pa.Table, run: Run) -> BucketPlan:
     Raises ValueError when the run would have nothing to show.
     """
     rows = rows_of(index, run.data)
-    found = items_of(rows, "train")
-    dropped: Counter[str] = Counter()
-    for row in rows:
-        if row["outcome"] != "ok":
-            dropped[row["reason"] or "unknown"] += 1
-    plain = [_bucket(name, clips, run) for name, clips in found.items()]
+    train = split_of(rows, "train")
+    lost = rows.filter(pc.not_equal(rows["outcome"], "ok"))["reason"].value_counts().to_pylist()
+    dropped = Counter({entry["values"] or "unknown": entry["counts"] for entry in lost})
+    plain = [_bucket(name, train, run) for name in train.clips]
     buckets, notes = (plain, []) if run.data.assignment == "opensora-1.1" else _feed(plain)
     remainder = sum(bucket.slots - bucket.shown for bucket in buckets)
     if remainder:
@@ -165,13 +228,14 @@ def plan_buckets(index: pa.Table, run: Run) -> BucketPlan:
     if not buckets:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "the dataset is empty"
         raise ValueError(f"no training clip is left for this run's buckets ({reasons}): shorten them or add clips")
-    heldout = sum(len(clips) for clips in items_of(rows, "heldout").values())
-    used = sum(bucket.items for bucket in buckets)
-    return BucketPlan(tuple(buckets), fingerprint(rows), used, heldout, dict(sorted(dropped.items())), tuple(notes))
+    heldout, used = len(split_of(rows, "heldout")), sum(bucket.items for bucket in buckets)
+    made_of = fingerprint(train.rows)
+    return BucketPlan(tuple(buckets), made_of, used, heldout, dict(sorted(dropped.items())), tuple(notes))
 
 
-def _bucket(name: str, clips: list[list[dict[str, Any]]], run: Run) -> Bucket:
-    row = clips[0][0]
+def _bucket(name: str, train: Split, run: Run) -> Bucket:
+    clips = train.clips[name]
+    row = train.rows.slice(int(clips[0, 0]), 1).to_pylist()[0]
     batch = run.data.buckets[name.split("-")[0]][row["frames"]][1]
     drop_last = run.data.assignment == "opensora-1.1"
     return Bucket(

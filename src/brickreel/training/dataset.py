@@ -6,13 +6,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from brickreel.config import RunData
 from brickreel.training import latents
-from brickreel.training.buckets import BucketPlan, fingerprint, items_of, rows_of
+from brickreel.training.buckets import BucketPlan, fingerprint, rows_of, split_of
 from brickreel.training.order import MicroBatch
 from brickreel.training.randomness import Showing
 
@@ -62,24 +63,25 @@ class Dataset:
         reader: Reader | None = None,
     ) -> None:
         rows = rows_of(index, data)
-        if fingerprint(rows) != plan.fingerprint:
+        self.train, self.heldout = split_of(rows, "train"), split_of(rows, "heldout")
+        if fingerprint(self.train.rows) != plan.fingerprint:
             raise ValueError("the plan was made from another dataset: run the plan stage again")
-        found = items_of(rows, "train")
         self.plan, self.identity, self.channels = plan, identity, channels
-        self.buckets = [[clip for source in bucket.sources for clip in found[source]] for bucket in plan.buckets]
-        self.heldout = items_of(rows, "heldout")
+        self.buckets = [
+            np.concatenate([self.train.clips[source] for source in bucket.sources]) for bucket in plan.buckets
+        ]
         self.reader = reader or read_encoded
 
     def batch(self, micro_batch: MicroBatch) -> Batch:
         """Read one micro-batch. A sample that cannot be read stands in it with `valid` 0 and its reason."""
         bucket = self.plan.buckets[micro_batch.bucket]
-        rows, showings = [], []
-        for item, occurrence in zip(micro_batch.items.tolist(), micro_batch.occurrences.tolist(), strict=True):
-            showing = Showing(self.identity, occurrence)
-            variants = self.buckets[micro_batch.bucket][item]
-            place = int(showing.generator("variant").integers(len(variants))) if len(variants) > 1 else 0
-            rows.append(variants[place])
-            showings.append(showing)
+        showings = [Showing(self.identity, occurrence) for occurrence in micro_batch.occurrences.tolist()]
+        clips = self.buckets[micro_batch.bucket][micro_batch.items].tolist()
+        places = [
+            first + (int(showing.generator("variant").integers(count)) if count > 1 else 0)
+            for (first, count), showing in zip(clips, showings, strict=True)
+        ]
+        rows = self.train.rows.take(places).to_pylist()
         return read_batch(rows, showings, bucket.frames, self.reader, self.channels)
 
 
