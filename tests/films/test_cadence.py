@@ -60,6 +60,43 @@ def test_a_title_is_one_pose(tmp_path):
     assert found(tmp_path, synth.title("THE END", 30)).new_pose.sum() == 1
 
 
+def test_a_coarsely_compressed_shot_is_held_where_its_heaps_are_near_but_apart():
+    rng = np.random.default_rng(1)
+    scores = np.where(np.arange(46) % 2 == 0, rng.uniform(21, 40, 46), rng.uniform(5.6, 9, 46)).astype(np.float32)
+    new = cadence.new_poses(scores, np.zeros(46, np.float32))
+    assert np.flatnonzero(new).tolist() == list(range(0, 46, 2))
+
+
+def test_poses_in_which_a_puppet_hardly_moves_are_found_on_the_beat_and_pauses_are_not():
+    rng = np.random.default_rng(1)
+    scores = np.where(np.arange(60) % 2 == 0, rng.uniform(30, 50, 60), rng.uniform(4, 8, 60)).astype(np.float32)
+    scores[[24, 48]] = 12.0
+    # The puppet rests here: nothing but noise.
+    scores[35:38] = 6.0
+    new = cadence.new_poses(scores, np.zeros(60, np.float32))
+    assert np.flatnonzero(new).tolist() == [frame for frame in range(0, 60, 2) if frame != 36]
+
+
+@pytest.mark.parametrize(("fps", "every"), [(25, 24), (30, 4)])
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_converted_shot_keeps_its_label_wherever_the_conversion_begins(fps, every, length):
+    for begin in range(every):
+        for skipped in range(length):
+            source = np.repeat(np.arange(20), length)[skipped:]
+            again = np.where((np.arange(len(source)) + begin) % every == every - 1, 2, 1)
+            shown = np.repeat(source, again)
+            new = np.diff(shown, prepend=-1) != 0
+            assert cadence.cadence(new, fps).label == {1: "ones", 2: "twos", 3: "threes"}[length]
+
+
+@pytest.mark.parametrize("fps", [24, 25, 30])
+def test_an_animators_own_rhythm_is_mixed(fps):
+    source = np.repeat(np.arange(24), [2, 2, 3, 1, 2, 4] * 4)
+    every = {24: 10**6, 25: 24, 30: 4}[fps]
+    shown = np.repeat(source, np.where(np.arange(len(source)) % every == every - 1, 2, 1))
+    assert cadence.cadence(np.diff(shown, prepend=-1) != 0, fps).label == "mixed"
+
+
 def test_timing_of_a_shot():
     new = np.zeros(24, bool)
     new[[0, 2, 4, 7, 9, 11, 13, 15, 17, 19, 21, 23]] = True

@@ -36,6 +36,17 @@ def test_frames_of_a_dissolve_belong_to_no_shot(tmp_path):
     assert 50 <= second.start <= 54
 
 
+def test_poses_that_are_held_between_two_others_are_no_dissolve():
+    first, last = (np.random.default_rng(seed).integers(40, 220, (27, 48, 3)).astype(np.float32) for seed in (1, 2))
+    shares = np.linspace(0, 1, 14)[:, None, None, None]
+    mixed = (first * (1 - shares) + last * shares).astype(np.uint8)
+    still = [np.repeat(mixed[[place]], 20, axis=0) for place in (0, -1)]
+    dissolve = np.concatenate([still[0], mixed, still[1]])
+    assert [kind for kind in set(shots.blends(dissolve)[0].tolist()) if kind] == [1]
+    on_threes = np.concatenate([still[0], np.repeat(mixed[[0, 4, 9, 13]], 3, axis=0), still[1]])
+    assert not shots.blends(on_threes)[0].any()
+
+
 def test_letterboxed_scenes_are_told_apart(tmp_path):
     film = synth.Film()
     for seed in (1, 2):

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
+
 # Grey levels. Below DUPLICATE the strongest blocks differ by less than any camera's noise.
 DUPLICATE = 1.0
 # Re-encoded holds stay below LARGEST_HELD, moved puppets above SMALLEST_NEW.
@@ -24,10 +26,15 @@ CLEAR_GAP, CLEAR_CONTRAST, CLEAR_EDGE_CONTRAST = 1.35, 1.6, 1.25
 CROWDED = 0.15
 # Rounding to 8 bits after a change of light leaves this many grey levels per unit of relative change.
 LIGHT_ROUNDING = 150.0
-# Share of the holds that have one length in a steady shot, and how many frames evenly lengthened ones may drift by.
-STEADY, EVEN = 0.8, 1.05
-# The heaps are apart by at least this factor.
-SEPARATION = 4.0
+# Share of the holds that have one length in a steady shot, and how many frames evenly lengthened ones may stray by.
+STEADY, EVEN = 0.8, 1.3
+# The middles of the heaps are apart by the first factor, or by the second where so wide a gap is between them.
+SEPARATION, NEAR_SEPARATION, WIDE_GAP = 4.0, 2.5, 1.6
+# A shot has a beat where this share of its holds have one length. A frame on the beat within a longer hold is a new
+# pose if it stands out from the others there by this factor, any other if it does so from all held frames near it.
+BEAT, ON_BEAT, OFF_BEAT = 0.6, 1.25, 2.5
+# Frames on either side that are near.
+NEAR = 12
 
 
 class Cadence(NamedTuple):
@@ -67,7 +74,7 @@ def _held(scores: NDArray[np.float64], duplicate: float) -> NDArray[np.bool_]:
     held = scores < valley
     clear = inner[inner >= valley].min() >= CLEAR_GAP * inner[inner < valley].max()
     contrasts = (CLEAR_CONTRAST, CLEAR_EDGE_CONTRAST) if clear else (CONTRAST, EDGE_CONTRAST)
-    return _stands_out(scores, held, *contrasts)
+    return _divided(scores, _stands_out(scores, held, *contrasts), duplicate)
 
 
 def _valley(scores: NDArray[np.float64]) -> float | None:
@@ -83,12 +90,15 @@ def _valley(scores: NDArray[np.float64]) -> float | None:
     between = below * (len(logs) - below) * (high - low) ** 2
     between[~apart] = -1
     best = int(between.argmax())
-    if between[best] <= 0 or high[best] - low[best] < np.log(SEPARATION):
+    if between[best] <= 0:
         return None
     # Otsu's threshold may lie anywhere in an empty valley: take its widest gap.
     near = np.flatnonzero((between > 0) & (between >= 0.9 * between[best]))
     gaps = logs[near + 1] - logs[near]
     cut = int(near[gaps.argmax()])
+    apart_by = SEPARATION if gaps.max() < np.log(WIDE_GAP) else NEAR_SEPARATION
+    if high[best] - low[best] < np.log(apart_by):
+        return None
     middle = (logs[cut] + logs[cut + 1]) / 2
     crowded = np.mean(np.abs(logs - middle) < np.log(1.25))
     return float(np.exp(middle)) if crowded <= CROWDED else None
@@ -107,6 +117,28 @@ def _stands_out(
         sides += [(end, end - 1)] if end < len(scores) else []
         if any(scores[new] < max(contrast * inside, edge_contrast * scores[old]) for new, old in sides):
             result[start:end] = False
+    return result
+
+
+def _divided(scores: Floats, held: NDArray[np.bool_], duplicate: float) -> NDArray[np.bool_]:
+    """Divide holds that are several poses: where a puppet hardly moves, it scores less than noise does elsewhere."""
+    result = held.copy()
+    starts = np.flatnonzero(~held)
+    lengths = np.diff(np.append(starts, len(held)))
+    usual = int(np.bincount(lengths).argmax())
+    beat = usual if usual > 1 and np.mean(lengths == usual) >= BEAT else 0
+    for start, length in zip(starts, lengths, strict=True):
+        inside = np.arange(start + 1, start + length)
+        on_beat = inside[(inside - start) % beat == 0] if beat and length % beat == 0 else inside[:0]
+        others = np.setdiff1d(inside, on_beat)
+        if len(on_beat):
+            enough = max(duplicate, ON_BEAT * float(scores[others].max()))
+            result[on_beat[scores[on_beat] >= enough]] = False
+        for frame in others:
+            around = np.arange(max(1, frame - NEAR), min(len(scores), frame + NEAR + 1))
+            around = around[held[around] & (around != frame)]
+            level = float(np.median(scores[around])) if len(around) else 0.0
+            result[frame] = scores[frame] < OFF_BEAT * max(level, SMALLEST_NEW)
     return result
 
 
@@ -148,13 +180,29 @@ def labels(
     inner = np.ones(len(holds), bool)
     inner[(starts + counts - 1)[counts > 2]] = False
     number = np.maximum(np.add.reduceat(inner.astype(np.int64), starts), 1)
-    mean = np.add.reduceat(np.where(inner, holds, 0), starts) / number
-    place = np.arange(len(holds)) - np.repeat(starts, counts)
-    before = np.cumsum(holds) - holds
-    drift = np.abs(before - np.repeat(before[starts], counts) - place * np.repeat(mean, counts))
-    even = np.maximum.reduceat(np.where(inner, drift, 0), starts) <= EVEN
-    per_hold = np.rint(24 * mean / fps)
+    period, drift = _evenly(holds, starts, counts)
+    per_hold = np.rint(24 * period / fps)
     for length, name in ((3, "threes"), (2, "twos"), (1, "ones")):
         steady = np.add.reduceat(((holds == length) & inner).astype(np.int64), starts) >= STEADY * number
-        result[steady | ((result == "mixed") & even & (per_hold == length) & (mean > length))] = name
+        even = (result == "mixed") & (drift <= EVEN) & (per_hold == length) & (period > length)
+        result[steady | even] = name
     return result
+
+
+def _evenly(holds: NDArray[np.int64], starts: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Frames per hold of the straight line through the beginnings of each run's holds, and how far these stray from it.
+
+    Holds that a conversion has lengthened evenly begin at rounded multiples of one period, within one frame of a line.
+    Where the first hold begins is left out in longer runs: a transition may hide half of it.
+    """
+    place = np.arange(len(holds)) - np.repeat(starts, counts)
+    before = np.cumsum(holds) - holds
+    before = (before - np.repeat(before[starts], counts)).astype(np.float64)
+    counted = (place > 0) | np.repeat(counts < 4, counts)
+    x, y = np.where(counted, place, 0).astype(np.float64), np.where(counted, before, 0)
+    number, sx, sy, sxx, sxy = (np.add.reduceat(values, starts) for values in (counted * 1.0, x, y, x * x, x * y))
+    spread = number * sxx - sx * sx
+    period = np.where(spread > 0, (number * sxy - sx * sy) / np.maximum(spread, 1), holds[starts])
+    away = before - np.repeat(period, counts) * place
+    high = np.maximum.reduceat(np.where(counted, away, -np.inf), starts)
+    return period, high - np.minimum.reduceat(np.where(counted, away, np.inf), starts)

@@ -33,6 +33,11 @@ IN_BLEND, SHORTEST_BLEND = 0.3, 3
 BLACK, CHANGED = 30, 24
 
 
+# Grey levels by which a picture differs from a repetition of itself; share of the frames of a blend that go on, where
+# every frame was shown twice or more; what may be left of a plain blend near its ends.
+REPEATED, STEADY_BLEND, PLAIN_ENDS = 0.5, 0.39, 0.08
+
+
 class Shot(NamedTuple):
     """Frames of one shot, `end` exclusive."""
 
@@ -111,15 +116,21 @@ def blends(pictures: NDArray[np.uint8]) -> tuple[NDArray[np.int8], NDArray[np.bo
     kinds = np.zeros(count, np.int8)
     doubtful = np.zeros(count, bool)
     flat = _pooled(pictures)
+    changed = np.ones(count, bool)
+    changed[1:] = np.abs(np.diff(flat, axis=0)).mean(axis=1) > REPEATED
     for reach in REACHES:
         if count <= 2 * reach:
             continue
-        kind, maybe = _blend_between(flat[: -2 * reach], flat[reach:-reach], flat[2 * reach :])
+        before, after = flat[: -2 * reach], flat[2 * reach :]
+        kind, maybe = _blend_between(before, flat[reach:-reach], after)
         quarter = max(1, reach // 2)
-        early = _share(flat[: -2 * reach], flat[reach - quarter : count - reach - quarter], flat[2 * reach :])
-        late = _share(flat[: -2 * reach], flat[reach + quarter : count - reach + quarter], flat[2 * reach :])
+        early, early_rest = _mixture(before, flat[reach - quarter : count - reach - quarter], after)
+        late, late_rest = _mixture(before, flat[reach + quarter : count - reach + quarter], after)
         rising = (late - early > 0.15) & (early > 0.02) & (late < 0.98)
-        for centre in np.flatnonzero((kind > 0) & rising):
+        # A blend goes on from frame to frame, and is one all the way; a held puppet half-way is neither.
+        share = np.convolve(changed, np.full(2 * quarter + 1, 1 / (2 * quarter + 1)), mode="same")[reach:-reach]
+        plain = rising & (share >= STEADY_BLEND) & (np.maximum(early_rest, late_rest) < PLAIN_ENDS)
+        for centre in np.flatnonzero((kind > 0) & plain):
             spread = slice(centre + reach - quarter, centre + reach + quarter + 1)
             kinds[spread] = np.maximum(kinds[spread], kind[centre])
         for start, end in runs(maybe & rising):
@@ -152,8 +163,15 @@ def _exact_ranges(flat: Floats, kinds: NDArray[np.int8]) -> NDArray[np.int8]:
 
 def _share(before: Floats, middle: Floats, after: Floats) -> Floats:
     """Least-squares share of `after` in `middle`, per row."""
+    return _mixture(before, middle, after)[0]
+
+
+def _mixture(before: Floats, middle: Floats, after: Floats) -> tuple[Floats, Floats]:
+    """Least-squares share of `after` in `middle`, per row, and what is left of `middle`, relative to the whole way."""
     span = after - before
-    return ((middle - before) * span).sum(axis=1) / np.maximum(np.square(span).sum(axis=1), 1e-6)
+    power = np.maximum(np.square(span).mean(axis=1), 1e-6)
+    share = ((middle - before) * span).mean(axis=1) / power
+    return share, np.square(middle - before - share[:, None] * span).mean(axis=1) / power
 
 
 def judge_blends(kinds: NDArray[np.int8], doubtful: NDArray[np.bool_], many: Floats) -> NDArray[np.int8]:
@@ -178,8 +196,7 @@ def judge_blends(kinds: NDArray[np.int8], doubtful: NDArray[np.bool_], many: Flo
 def _blend_between(before: Floats, middle: Floats, after: Floats) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
     span = after - before
     power = np.square(span).mean(axis=1)
-    share = ((middle - before) * span).mean(axis=1) / np.maximum(power, 1e-6)
-    rest = np.square(middle - before - share[:, None] * span).mean(axis=1) / np.maximum(power, 1e-6)
+    share, rest = _mixture(before, middle, after)
     luma = slice(0, None, 3)
     unlike = unlikeness(before[:, luma], after[:, luma])
     even = np.minimum(before[:, luma].std(axis=1), after[:, luma].std(axis=1)) < 6
