@@ -1,65 +1,17 @@
 """Films from a web server on loopback: single ones, a feed of several, and a download that broke off."""
 
-import http.server
-import re
-import threading
 from pathlib import Path
 
 import pytest
 
 from brickreel.films import download
-from films import synth
-
-FEED = """<?xml version="1.0"?><rss version="2.0"><channel><title>Brick Channel</title>
-<item><title>One</title><link>{base}/one.mp4</link><enclosure url="{base}/one.mp4" type="video/mp4"/></item>
-<item><title>Two</title><link>{base}/two.mp4</link><enclosure url="{base}/two.mp4" type="video/mp4"/></item>
-</channel></rss>"""
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves a folder with byte ranges, and remembers what was asked for."""
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body):
-        path = self.server.folder / self.path.lstrip("/")
-        if not path.is_file():
-            self.send_error(404)
-            return
-        data, asked = path.read_bytes(), re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        start = int(asked[1]) if asked else 0
-        self.server.ranges.append((self.path, start))
-        self.send_response(206 if asked else 200)
-        if asked:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Type", "application/rss+xml" if path.suffix == ".xml" else "video/mp4")
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        if body:
-            self.wfile.write(data[start:])
-
-    def log_message(self, *words):
-        pass
+from films.site import served
 
 
 @pytest.fixture
 def site(tmp_path):
-    folder = tmp_path / "site"
-    folder.mkdir()
-    for seed, name in enumerate(("one.mp4", "two.mp4")):
-        synth.Film().add(synth.scene(seed, 8), [1] * 8).write(folder / name)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.folder, server.ranges, server.base = folder, [], f"http://127.0.0.1:{server.server_address[1]}"
-    (folder / "feed.xml").write_text(FEED.format(base=server.base))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with served(tmp_path / "site") as server:
+        yield server
 
 
 def test_one_film_is_fetched_once(site, tmp_path):
@@ -89,6 +41,27 @@ def test_a_broken_download_goes_on_where_it_stopped(site, tmp_path):
     site.ranges.clear()
     assert download.fetch(item, tmp_path / "films", 1080).read_bytes() == whole
     assert ("/one.mp4", 1000) in site.ranges
+
+
+def test_pieces_that_an_interruption_left_are_no_film(site, tmp_path):
+    (item,) = download.expand(f"{site.base}/one.mp4")
+    done = download.fetch(item, tmp_path / "films", 1080)
+    whole = done.read_bytes()
+    done.unlink()
+    for piece in ("mp4.part-Frag7", "temp.mp4", "mp4.ytdl"):
+        done.with_name(f"{done.stem}.{piece}").write_bytes(b"half a film")
+    assert download.fetch(item, tmp_path / "films", 1080).read_bytes() == whole
+
+
+def test_a_list_in_a_list_is_given_back_as_its_entries(site, tmp_path):
+    season, *_ = download.expand(f"{site.base}/channel.xml")
+    assert season.url == f"{site.base}/feed.xml"
+    found = download.fetch(season, tmp_path / "films", 1080)
+    assert [(item.title, item.url) for item in found] == [
+        ("One", f"{site.base}/one.mp4"),
+        ("Two", f"{site.base}/two.mp4"),
+    ]
+    assert not (tmp_path / "films").exists() or not list((tmp_path / "films").iterdir())
 
 
 def test_a_film_that_is_not_there_is_one_sentence(site):

@@ -5,6 +5,7 @@ import pytest
 from brickreel import config, tables
 from brickreel.stages import ingest
 from films import project, synth
+from films.site import served
 
 
 def sources():
@@ -50,3 +51,21 @@ def test_an_address_without_network_is_a_reason(tmp_path, monkeypatch):
     project.run("ingest")
     (failed,) = [row for row in sources().values() if row["outcome"] == "failed"]
     assert failed["reason"].startswith("http://127.0.0.1:9/film.mp4 cannot be downloaded: no connection to 127.0.0.1")
+
+
+def test_a_channel_becomes_its_films_with_what_the_site_and_the_list_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with served(tmp_path / "site") as site:
+        lines = f"url,title,channel,licence\n{site.base}/channel.xml,,Mine,CC-BY\n{site.base}/two.mp4,,,CC0\n"
+        (tmp_path / "sources.csv").write_text(lines)
+        project.run("ingest")
+        rows = tables.read("sources", ingest.OUTPUT).to_pylist()
+        found = {(row["title"], row["url"].rsplit("/")[-1], row["channel"], row["licence"]) for row in rows[:-1]}
+        assert found == {(title, f"{title.lower()}.mp4", "Mine", "CC-BY") for title in ("One", "Two", "Three", "Gone")}
+        assert [row["title"] for row in rows if row["outcome"] == "ok"] == ["Three", "One", "Two"]
+        assert "404" in next(row["reason"] for row in rows if row["title"] == "Gone")
+        assert rows[-1]["reason"].startswith("has the same content as")
+        # What is there is not asked for again.
+        site.ranges.clear()
+        project.run("ingest")
+        assert [name for name, _ in site.ranges if name in ("/one.mp4", "/three.mp4")] == []

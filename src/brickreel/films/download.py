@@ -11,12 +11,16 @@ logger = logging.getLogger("brickreel")
 
 TIMEOUT_S = 20.0
 ATTEMPTS = 3
+# What yt-dlp calls a result with entries.
+LISTS = ("playlist", "multi_video")
 
 
 class Item(NamedTuple):
     """One film behind a URL, with what the site says of it."""
 
     url: str
+    """As a person would type it; what yt-dlp tells itself behind the # is in `address`."""
+    address: str
     title: str | None
     channel: str | None
     licence: str | None
@@ -33,7 +37,7 @@ def expand(url: str) -> list[Item]:
 
 
 def _items(found: dict[str, Any], url: str) -> list[Item]:
-    if found.get("_type") in ("playlist", "multi_video"):
+    if found.get("_type") in LISTS:
         items: list[Item] = []
         for entry in found.get("entries") or []:
             items += _items(entry or {}, url)
@@ -44,31 +48,48 @@ def _items(found: dict[str, Any], url: str) -> list[Item]:
     if found.get("extractor_key") == "Generic" or found.get("direct"):
         place = found.get("url") or place
     channel = found.get("channel") or found.get("uploader")
-    return [Item(place, found.get("title"), channel, found.get("license"))]
+    return [Item(_plain(place), place, found.get("title"), channel, found.get("license"))]
 
 
-def fetch(item: Item, folder: Path, max_height: int) -> Path:
+def _plain(url: str) -> str:
+    from yt_dlp.utils import unsmuggle_url
+
+    return str(unsmuggle_url(url)[0])
+
+
+def fetch(item: Item, folder: Path, max_height: int) -> Path | list[Item]:
     """Download a film into `folder` unless it is there already; a broken download is continued.
 
-    Raises ValueError with one sentence.
+    What turns out to be a list itself, as the tabs of a channel and the seasons of a series do, is not downloaded: its
+    entries are returned. Raises ValueError with one sentence.
     """
     stem = hashlib.sha256(item.url.encode()).hexdigest()[:16]
-    done = [path for path in folder.glob(f"{stem}.*") if path.suffix not in (".part", ".ytdl", ".temp")]
+    done = _finished(folder, stem)
     if done:
-        return done[0]
+        return done
     folder.mkdir(parents=True, exist_ok=True)
     options = {
         "outtmpl": str(folder / f"{stem}.%(ext)s"),
         "continuedl": True,
         "format": f"bv*[height<={max_height}]/b[height<={max_height}]/bv*/b",
         "noplaylist": True,
+        "extract_flat": "in_playlist",
     }
     with _session(options) as session:
-        _guarded(item.url, lambda: session.extract_info(item.url, download=True))
-    done = [path for path in folder.glob(f"{stem}.*") if path.suffix not in (".part", ".ytdl", ".temp")]
+        found = _guarded(item.url, lambda: session.extract_info(item.address, download=False)) or {}
+        if found.get("_type") in LISTS:
+            return list(_items(found, item.url))
+        _guarded(item.url, lambda: session.process_ie_result(found, download=True))
+    done = _finished(folder, stem)
     if not done:
         raise ValueError(f"{item.url} was downloaded but left no file")
-    return done[0]
+    return done
+
+
+def _finished(folder: Path, stem: str) -> Path | None:
+    """The whole film, and not the pieces of one (`.part`, `.part-Frag7`, `.temp.mp4`) that an interruption left."""
+    whole = [path for path in sorted(folder.glob(f"{stem}.*")) if path.name == stem + path.suffix]
+    return next((path for path in whole if path.suffix not in (".part", ".ytdl", ".temp")), None)
 
 
 def _session(options: dict[str, Any]) -> Any:

@@ -58,6 +58,7 @@ def _downloads(source: sources.Source, settings: Ingest) -> Iterator[dict[str, A
     except ValueError as error:
         yield _row(source, "", "failed", str(error))
         return
+    lists = {source.url}
     for item in items:
         # What the user's table says goes before what the site says.
         said = {"title": item.title, "channel": item.channel, "licence": item.licence}
@@ -67,11 +68,16 @@ def _downloads(source: sources.Source, settings: Ingest) -> Iterator[dict[str, A
             yield _row(one, "", "dropped", _no_licence())
             continue
         try:
-            path = download.fetch(item, DOWNLOADS, settings.max_height)
+            found = download.fetch(item, DOWNLOADS, settings.max_height)
         except (ValueError, OSError) as error:
             yield _row(one, "", "failed", str(error))
-        else:
-            yield _film(one, path, settings)
+            continue
+        if isinstance(found, Path):
+            yield _film(one, found, settings)
+        elif item.url not in lists:
+            # A list in the list: its films are next. One that names itself is read once.
+            lists.add(item.url)
+            items += found
 
 
 def _film(source: sources.Source, path: Path, settings: Ingest) -> dict[str, Any]:
