@@ -97,6 +97,12 @@ def test_an_animators_own_rhythm_is_mixed(fps):
     assert cadence.cadence(np.diff(shown, prepend=-1) != 0, fps).label == "mixed"
 
 
+def test_a_picture_that_an_encoder_mends_after_a_cut_is_one_pose():
+    scores = np.full(40, 0.5, np.float32)
+    scores[:3] = 150.0, 4.0, 1.6
+    assert cadence.new_poses(scores, np.zeros(40, np.float32)).sum() == 1
+
+
 def test_timing_of_a_shot():
     new = np.zeros(24, bool)
     new[[0, 2, 4, 7, 9, 11, 13, 15, 17, 19, 21, 23]] = True

@@ -35,9 +35,15 @@ def spans(clips):
     return list(zip(clips.start.tolist(), clips.end.tolist(), strict=True))
 
 
-def test_a_clip_ends_before_the_next_shot_and_skips_the_dissolve():
+def test_a_clip_ends_before_the_next_shot_and_keeps_a_frame_away_from_a_dissolve():
     clips = candidates.find(frames(np.arange(60) % 2 == 0, cuts=[20], blends=range(40, 46)), films(), SETTINGS)
-    assert spans(clips) == [(0, 20), (20, 40), (46, 60)]
+    assert spans(clips) == [(0, 20), (20, 39), (47, 60)]
+    assert clips.pose_frames.tolist() == [*range(0, 40, 2), 47, *range(48, 60, 2)]
+
+
+def test_a_fade_at_the_end_of_a_film_takes_nothing_from_the_next():
+    found = frames([True] * 30, blends=range(10, 12), film=[0] * 12 + [1] * 18)
+    assert spans(candidates.find(found, films(2), SETTINGS)) == [(0, 9), (0, 18)]
 
 
 def test_a_long_shot_is_split_and_nothing_is_lost():

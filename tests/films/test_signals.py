@@ -1,5 +1,6 @@
 """Signals of a whole film: the same in one piece and in chunks, and true to what is seen."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -51,6 +52,14 @@ def test_the_bars_of_a_shot_are_its_own_from_its_first_frame(tmp_path):
     assert set(crop[17:]) == {(0, 36, 320, 144)}
 
 
+@pytest.mark.parametrize(("scale", "thick"), [(0.8, 1), (1.0, 2), (1.8, 4)])
+def test_small_and_large_letters_are_text_and_a_scene_is_not(scale, thick):
+    picture = np.full((180, 320), 60, np.uint8)
+    cv2.putText(picture, "BEST OF", (20, 110), cv2.FONT_HERSHEY_DUPLEX, scale, 240, thick, cv2.LINE_AA)
+    assert measure.text_share(picture) > 0.02
+    assert max(measure.text_share(synth.scene(seed, 1)[0][..., 1].copy()) for seed in range(6)) < 0.02
+
+
 def test_black_bars_are_measured_to_the_pixel():
     picture = np.full((360, 640), 16, np.uint8)
     picture[44:316, :] = 120
@@ -65,8 +74,6 @@ def test_a_night_scene_is_no_letterbox():
 
 
 def test_blur_rises_with_blurring():
-    import cv2
-
     sharp = cv2.cvtColor(synth.scene(1, 1)[0], cv2.COLOR_RGB2GRAY)
     values = [measure.sharpness_lost(cv2.GaussianBlur(sharp, (0, 0), sigma)) for sigma in (0.5, 1.5, 4)]
     assert values == sorted(values)

@@ -33,8 +33,8 @@ SEPARATION, NEAR_SEPARATION, WIDE_GAP = 4.0, 2.5, 1.6
 # A shot has a beat where this share of its holds have one length. A frame on the beat within a longer hold is a new
 # pose if it stands out from the others there by this factor, any other if it does so from all held frames near it.
 BEAT, ON_BEAT, OFF_BEAT = 0.6, 1.25, 2.5
-# Frames on either side that are near.
-NEAR = 12
+# Frames on either side that are near; frames after a cut in which an encoder mends its first picture.
+NEAR, SETTLING = 12, 4
 
 
 class Cadence(NamedTuple):
@@ -61,7 +61,15 @@ def new_poses(scores: NDArray[np.float32], flicker: NDArray[np.float32]) -> NDAr
         duplicate = DUPLICATE + LIGHT_ROUNDING * float(np.percentile(flicker[1:], 90))
         held = _held(np.maximum(np.asarray(scores, np.float64), 0.05), duplicate)
         held[0] = False
+        _settled(scores, held)
     return ~held
+
+
+def _settled(scores: NDArray[np.float32], held: NDArray[np.bool_]) -> None:
+    """Encoders mend the coarse first pictures after a cut: where nothing moves later, that is no pose."""
+    moved = np.flatnonzero(~held)
+    if moved[-1] < SETTLING < len(held) // 2 and (scores[moved[1:]] < LARGEST_HELD).all():
+        held[1:] = True
 
 
 def _held(scores: NDArray[np.float64], duplicate: float) -> NDArray[np.bool_]:

@@ -93,11 +93,21 @@ def find(frames: Frames, films: Films, settings: Curate) -> Clips:
 def _segments(frames: Frames, min_luma: float) -> tuple[Ints, Flags]:
     """Segment number of each frame, -1 in transitions, and for each segment whether it is black."""
     dark = frames.values["luma"] < min_luma
+    blend = _widened(frames.blend, frames.film)
     changed = _first(frames.film) | frames.cut
-    changed[1:] |= (frames.blend[:-1] & ~frames.blend[1:]) | (dark[1:] != dark[:-1])
-    segment = np.cumsum(changed & ~frames.blend) - 1
-    first = np.flatnonzero(changed & ~frames.blend)
-    return np.where(frames.blend, -1, segment), dark[first]
+    changed[1:] |= (blend[:-1] & ~blend[1:]) | (dark[1:] != dark[:-1])
+    segment = np.cumsum(changed & ~blend) - 1
+    first = np.flatnonzero(changed & ~blend)
+    return np.where(blend, -1, segment), dark[first]
+
+
+def _widened(blend: Flags, film: Ints) -> Flags:
+    """Blends with the frame on either side: where a dissolve begins it shows too little of the next shot to be seen."""
+    result = blend.copy()
+    same = film[1:] == film[:-1]
+    result[1:] |= blend[:-1] & same
+    result[:-1] |= blend[1:] & same
+    return result
 
 
 def _first(labels: Ints) -> Flags:

@@ -96,8 +96,14 @@ def text_share(luma: Luma) -> float:
     """Share of the picture covered by what looks like lines of text, 0 to 1.
 
     Letters are dense, strong vertical strokes of two levels in a row: strokes are joined sideways, and a component
-    counts when it is wider than high, filled with strokes, and of high contrast against an even surrounding.
+    counts when it is wider than high, filled with strokes, and of high contrast against an even surrounding. Looked for
+    at two sizes, since the strokes of a title's large letters lie far apart.
     """
+    half = cv2.resize(luma, (luma.shape[1] // 2, luma.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    return max(_text_of_one_size(luma), _text_of_one_size(np.asarray(half, np.uint8)))
+
+
+def _text_of_one_size(luma: Luma) -> float:
     edges = np.abs(cv2.Sobel(luma, cv2.CV_16S, 1, 0, ksize=3))
     strokes = (edges > 160).astype(np.uint8)
     joined = cv2.morphologyEx(strokes, cv2.MORPH_CLOSE, np.ones((1, 9), np.uint8))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from brickreel.films import cadence, decode, measure, shots
 
-Network = Literal["off", "candidates", "everywhere"]
+Network = Literal["off", "candidates", "everywhere", "auto"]
 
 # Frames between two looks for text and for black bars: both stay for many frames.
 TEXT_PERIOD = 6
@@ -54,7 +54,7 @@ class Signals:
 def read(
     path: str | os.PathLike[str],
     height: int = 180,
-    network: Network = "candidates",
+    network: Network = "auto",
     threads: int = 1,
     watch: Callable[[int], None] | None = None,
 ) -> Signals:
@@ -162,7 +162,7 @@ class _Boundaries:
         """Let the network judge the candidates, or everything."""
         from brickreel.films import transnet
 
-        everywhere = self.network == "everywhere"
+        everywhere = self.network == "everywhere" or (self.network == "auto" and transnet.on_gpu())
         unsure = (scores > shots.CANDIDATE) & (scores < shots.CERTAIN)
         asked = unsure | doubtful | (kinds > 0) | everywhere
         cut, many = transnet.probabilities(pictures, asked).T

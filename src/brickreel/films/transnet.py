@@ -24,12 +24,18 @@ def network() -> Any:
 
     deterministic = torch.are_deterministic_algorithms_enabled()
     state = torch.random.get_rng_state()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    made = TransNetV2(device=device).eval()
+    made = TransNetV2(device="cuda" if on_gpu() else "cpu").eval()
     # Its constructor seeds the process and changes global switches; both are put back.
     torch.use_deterministic_algorithms(deterministic)
     torch.random.set_rng_state(state)
     return made
+
+
+def on_gpu() -> bool:
+    """Whether the network runs on a GPU, where every frame costs less than looking for the doubtful ones."""
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def probabilities(pictures: NDArray[np.uint8], frames: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
