@@ -157,7 +157,7 @@ def brickreel(mode: signals.Network) -> Callable[..., list[Span]]:
 
 def adaptive(path: Path, film: dict[str, Any], pictures: np.ndarray) -> list[Span]:
     """PySceneDetect's AdaptiveDetector as the origin called it. It counts in time: where the rate varies, so do we."""
-    starts = [start.get_seconds() for start, _ in detect(str(path), AdaptiveDetector(3.0))][1:]
+    starts = [start.seconds for start, _ in detect(str(path), AdaptiveDetector(3.0))][1:]
     places = [int(np.abs(np.array(film["time_s"]) - start).argmin()) for start in starts]
     return [Span(place, place) for place in places]
 

@@ -70,6 +70,27 @@ def test_a_truncated_film_is_refused_or_noted(tmp_path):
         probe.probe(tmp_path / "cut.mp4")
 
 
+def test_a_stream_with_one_key_frame_is_a_film(tmp_path):
+    with av.open(str(tmp_path / "film.ts"), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width, stream.height = 320, 180
+        for picture in synth.scene(1, 40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    assert probe.probe(tmp_path / "film.ts").frames == 40
+
+
+def test_a_film_of_which_only_the_beginning_can_be_decoded_is_refused(tmp_path):
+    path = film(tmp_path, count=60)
+    data = bytearray(path.read_bytes())
+    begin, size = data.find(b"mdat"), len(data)
+    damaged = slice(begin + (size - begin) // 10, size - 3000)
+    data[damaged] = bytes(len(range(*damaged.indices(size))))
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=r"can(not)? be decoded"):
+        probe.probe(path)
+
+
 def test_an_unknown_codec_is_named(tmp_path):
     path = film(tmp_path)
     path.write_bytes(path.read_bytes().replace(b"avc1", b"\xff\xff\xff\xff"))

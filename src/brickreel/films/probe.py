@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ def probe(path: str | os.PathLike[str], progress: Callable[[int], None] | None =
     first = _decode_some(path, 0.0)
     if len(times) < 2:
         raise ValueError("holds a single frame")
-    _decode_some(path, (times[len(times) // 2]))
+    _decode_middle(path, float(times[len(times) // 2]), progress)
     steps = np.diff(times)
     steps = steps[steps > 0]
     usual = float(np.median(steps)) if len(steps) else 1 / 24
@@ -120,6 +121,21 @@ def _decode_some(path: str | os.PathLike[str], time_s: float) -> _First:
             -first.rotation % 360,
             interlaced * 2 > found,
         )
+
+
+def _decode_middle(path: str | os.PathLike[str], time_s: float, progress: Callable[[int], None] | None) -> None:
+    """Decode some frames from the middle on; raises ValueError where there are none."""
+    try:
+        _decode_some(path, time_s)
+    except ValueError:
+        # In a file without an index a jump may land behind the only key frame: then all before it is decoded as well.
+        with suppress(av.FFmpegError), decode.open_film(path) as (container, source):
+            for number, frame in enumerate(decode.frames(container, source)):
+                if progress and number % 240 == 0:
+                    progress(number)
+                if frame.time is not None and frame.time >= time_s:
+                    return
+        raise
 
 
 def _known_rate(rate: float) -> float:
