@@ -1,9 +1,12 @@
 from itertools import combinations
 
+import pyarrow as pa
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from brickreel.cluster import fabric
-from brickreel.cluster.checks import at_least, at_most, gpus, links, pairs, software, traffic, verdict
+from brickreel.cluster.checks import at_least, at_most, gpus, links, pairs, software, storage, traffic, verdict
 from brickreel.cluster.checks.collective import Timing
 from brickreel.telemetry.gpu import Event
 from cluster import sysfs
@@ -157,3 +160,28 @@ def test_the_node_that_differs_is_named():
     checks = software.compare(["a", "b", "c"], [alike, alike | {"torch": "2.12"}, alike])
     assert [(check.node, check.result) for check in checks] == [("b", "fail")]
     assert "b has torch 2.12 and most nodes have 2.13" in checks[0].reason
+
+
+def test_a_file_that_was_cut_short_is_not_a_whole_dataset(tmp_path):
+    index = pa.table({"file": ["a.safetensors", "b.safetensors", "a.safetensors"]})
+    for name in ("a", "b"):
+        save_file({"x": torch.zeros(100), "y": torch.zeros(3)}, tmp_path / f"{name}.safetensors")
+    assert storage.check_dataset("n", index, tmp_path).result == "pass"
+    whole = (tmp_path / "b.safetensors").read_bytes()
+    for damaged in (whole[:-4], b"", b"not one", whole[:4]):
+        (tmp_path / "b.safetensors").write_bytes(damaged)
+        check = storage.check_dataset("n", index, tmp_path)
+        assert (check.result, check.value) == ("fail", 1)
+        assert "b.safetensors of the dataset can not be read here" in check.reason
+
+
+def test_room_for_checkpoints_is_what_the_plan_says_less_what_is_there(tmp_path):
+    folder = tmp_path / "checkpoints"
+    assert storage.check_space("n", folder, 0.001).result == "pass"
+    check = storage.check_space("n", folder, 1e6)
+    assert check.result == "fail"
+    assert "the checkpoints that the run keeps need 1e+06 more" in check.reason
+    (folder / "step-1").write_bytes(bytes(2**20))
+    assert storage.check_space("n", folder, 1 / 1024).value is not None
+    assert storage.check_space("n", folder, 1 / 1024).threshold == "warn below 0, fail below 0"
+    assert storage.check_space("n", folder, None).result == "not measured"

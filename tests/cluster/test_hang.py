@@ -43,6 +43,14 @@ def test_waiting_in_the_queue_and_starting_again_do_not_count(tmp_path):
     assert not guard.hangs("RUNNING")
 
 
+def test_a_training_job_that_never_takes_its_first_step_hangs(tmp_path):
+    guard = Guard(tmp_path / "none", limit_s=60, expected=True)
+    guard.running_since = time.time() - 500
+    assert not guard.hangs("RUNNING")
+    guard.running_since = time.time() - 1000
+    assert guard.hangs("RUNNING")
+
+
 def test_stages_without_steps_and_a_limit_of_zero_never_hang(tmp_path):
     guard = Guard(tmp_path / "none", limit_s=0.001)
     guard.running_since = time.time() - 1000

@@ -111,9 +111,14 @@ def test_bad_input_is_one_sentence(project, words, sentence):
 def test_training_keeps_away_from_unfit_nodes(project):
     folder = project / "results/preflight/demo"
     folder.mkdir(parents=True)
-    (folder / "health.json").write_text(json.dumps({"verdict": "fail", "exclude": ["gpu2"]}))
+    health = {"verdict": "fail", "nodes": ["gpu1", "gpu2"], "exclude": ["gpu2"]}
+    (folder / "health.json").write_text(json.dumps(health))
     assert launch.excluded_nodes("train", "demo") == ("gpu2",)
     assert launch.excluded_nodes("preflight", "demo") == ()
+    # What is wrong on every node is not a node's fault: there must be nodes left to train on.
+    (folder / "health.json").write_text(json.dumps(health | {"exclude": ["gpu1", "gpu2"]}))
+    assert launch.excluded_nodes("train", "demo") == ()
+    assert launch.excluded_nodes("train", "absent") == ()
 
 
 def _children(pid):

@@ -36,6 +36,14 @@ def test_a_controller_that_does_not_answer_says_nothing_about_the_job(programs):
         slurm.queued("7")
 
 
+def test_a_controller_that_does_not_answer_is_not_an_empty_queue(programs):
+    programs("squeue", "12|/a folder")
+    assert slurm.user_jobs("train-x") == [("12", "/a folder")]
+    programs("squeue", "", 1, "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+    with pytest.raises(ConnectionError, match="Unable to contact"):
+        slurm.user_jobs("train-x")
+
+
 def test_the_controller_knows_an_end_without_accounting(programs):
     programs("scontrol", "JobId=7 JobState=COMPLETED Reason=None ExitCode=0:0 EndTime=2026-01-01T10:00:00")
     programs("sacct", "", 1, "sacct: error: slurm_persist_conn_open_without_init: failed to open")

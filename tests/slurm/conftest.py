@@ -1,16 +1,10 @@
 """The test cluster, started once per session and stopped at its end, and projects that live on it."""
 
 import os
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 
 import pytest
 
-from slurm.site import ROOT, SCRIPT, Cluster, Site
-
-PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
+from slurm.site import ROOT, SCRIPT, Site, missing_programs, running_cluster
 
 
 def pytest_collection_modifyitems(items):
@@ -22,21 +16,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def cluster():
-    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
-    missing = [name for name in PROGRAMS if not shutil.which(name, path=path)]
+    missing = missing_programs()
     if missing and not os.environ.get("CI"):
         pytest.skip(f"Slurm is not installed here ({', '.join(missing)}): `sudo {SCRIPT} x install` installs it")
-    # munge wants folders that everybody may pass through, and a short path for its socket: pytest's own are neither.
-    above = Path(tempfile.mkdtemp(prefix="brickreel-"))
-    above.chmod(0o755)
-    cluster = Cluster(above / "cluster")
-    started = subprocess.run([SCRIPT, cluster.folder, "start"], capture_output=True, text=True, check=False)
-    try:
-        assert started.returncode == 0, started.stderr
+    with running_cluster() as cluster:
         yield cluster
-    finally:
-        subprocess.run([SCRIPT, cluster.folder, "stop"], check=True)
-        above.rmdir()
 
 
 @pytest.fixture

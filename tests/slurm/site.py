@@ -5,7 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from brickreel import files
@@ -13,6 +16,7 @@ from brickreel import files
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "tests" / "slurm" / "cluster"
 NODES = ("cpu1", "cpu2", "gpu1", "gpu2")
+PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
 SITE_LINES = "BRICKREEL_POLL_S=1\nBRICKREEL_HANG_S=0\nOMP_NUM_THREADS=1\n"
 
 
@@ -55,6 +59,28 @@ class Cluster:
             if state.startswith(("down", "drain")):
                 self.ask("scontrol", "update", f"nodename={node}", "state=resume", check=False)
         wait("idle nodes", 60, lambda: set(self.ask("sinfo", "-hN", "-o", "%t").split()) == {"idle"})
+
+
+def missing_programs() -> list[str]:
+    """What of Slurm is not installed here."""
+    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    return [name for name in PROGRAMS if not shutil.which(name, path=path)]
+
+
+@contextmanager
+def running_cluster() -> Iterator[Cluster]:
+    """A cluster of its own, stopped at the end."""
+    # munge wants folders that everybody may pass through, and a short path for its socket: pytest's own are neither.
+    above = Path(tempfile.mkdtemp(prefix="brickreel-"))
+    above.chmod(0o755)
+    cluster = Cluster(above / "cluster")
+    started = subprocess.run([SCRIPT, cluster.folder, "start"], capture_output=True, text=True, check=False)
+    try:
+        assert started.returncode == 0, started.stderr
+        yield cluster
+    finally:
+        subprocess.run([SCRIPT, cluster.folder, "stop"], check=True)
+        above.rmdir()
 
 
 class Site:
@@ -119,6 +145,12 @@ class Site:
         """The launched job's id, once there is one."""
         return wait("a submitted job", 60, lambda: self.record(stage).get("job_id"))
 
+    def rank_pids(self, job_id: str, node: str) -> list[int]:
+        """Processes of the job's ranks on a node."""
+        listed = self.cluster.ask("scontrol", "listpids", job_id, node, check=False)
+        pids = [line.split()[0] for line in listed.splitlines()[1:]]
+        return [int(pid) for pid in pids if pid.isdecimal() and b"submitit" in _command_line(pid)]
+
     def state(self, job_id: str) -> str:
         """The job's state as the controller knows it."""
         answer = self.cluster.ask("scontrol", "-o", "show", "job", job_id)
@@ -151,6 +183,13 @@ class Site:
     def _rows(self, name: str) -> list[dict]:
         path = self.folder / name
         return files.read_json_lines(path) if path.is_file() else []
+
+
+def _command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def wait(what: str, seconds: float, condition):

@@ -1,5 +1,6 @@
 """Training through what clusters do to jobs: preemption, time limits, lost nodes, ranks that die or hang."""
 
+import json
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import time
 
 import pytest
 
+from brickreel.cluster import flight
 from slurm.site import wait
 from training import project
 
@@ -32,21 +34,6 @@ def second_attempt_steps(site, seconds=120):
 
 def last_step_of_first_attempt(site):
     return max(row["step"] for row in site.steps() if row["attempt"] == 0)
-
-
-def rank_pids(site, job_id, node):
-    """Processes of the ranks on a node."""
-    listed = site.cluster.ask("scontrol", "listpids", job_id, node, check=False)
-    pids = [line.split()[0] for line in listed.splitlines()[1:]]
-    return [int(pid) for pid in pids if pid.isdecimal() and b"submitit" in command_line(pid)]
-
-
-def command_line(pid):
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as stream:
-            return stream.read()
-    except OSError:
-        return b""
 
 
 def test_a_signalled_preemption_loses_no_step(endless):
@@ -104,7 +91,7 @@ def test_a_killed_rank_is_a_requeue(endless):
     endless.launch("train")
     job_id = endless.job_id()
     wait("a few steps", 120, lambda: endless.last_step() > 4)
-    os.kill(rank_pids(endless, job_id, "gpu2")[0], signal.SIGKILL)
+    os.kill(endless.rank_pids(job_id, "gpu2")[0], signal.SIGKILL)
     second_attempt_steps(endless, 180)
     assert endless.restarts(job_id) == 1
 
@@ -113,11 +100,17 @@ def test_a_hang_is_noticed_its_stacks_are_kept_and_the_job_starts_anew(endless):
     endless.launch("train", BRICKREEL_HANG_S="12")
     job_id = endless.job_id()
     wait("a few steps", 120, lambda: endless.last_step() > 4)
-    os.kill(rank_pids(endless, job_id, "gpu2")[0], signal.SIGSTOP)
+    os.kill(endless.rank_pids(job_id, "gpu2")[0], signal.SIGSTOP)
     second_attempt_steps(endless, 240)
     stacks = {path.name.split("-")[-1]: path.read_text() for path in endless.folder.glob("logs/train/small/stacks-*")}
     assert set(stacks) == {"gpu1.txt", "gpu2.txt"}
     assert re.search(r"_step|_agree|all_reduce", stacks["gpu1.txt"])
+    # The stopped rank can not say where it is; the others wait for it in the same collective.
+    records = {}
+    for path in (endless.folder / "logs/train/small").glob("flight-*.json"):
+        records[int(path.stem.rpartition("-")[2])] = json.loads(path.read_text())
+    assert len(records) == 3
+    assert re.fullmatch(r"rank [23] did not answer: stopped, or gone", flight.suspects(records, 4))
 
 
 def test_controller_and_accounting_may_go_away_while_a_job_runs(site):
@@ -134,16 +127,30 @@ def test_controller_and_accounting_may_go_away_while_a_job_runs(site):
     assert site.restarts(job_id) == 0
 
 
-def test_a_bounded_number_of_requeues(site):
-    """A run whose ranks always die ends as a failure, with the number of attempts that the site allows."""
+def test_a_job_is_put_back_no_more_often_than_the_site_allows(endless):
+    launcher = endless.launch("train", BRICKREEL_MAX_REQUEUES="1")
+    job_id = endless.job_id()
+    wait("a few steps", 120, lambda: endless.last_step() > 4)
+    os.kill(endless.rank_pids(job_id, "gpu2")[0], signal.SIGKILL)
+    second_attempt_steps(endless, 180)
+    os.kill(endless.rank_pids(job_id, "gpu2")[0], signal.SIGKILL)
+    output = launcher.communicate(timeout=120)[0]
+    assert launcher.returncode == 1
+    assert f"Slurm job {job_id} failed" in output
+    assert "Traceback" not in output
+    assert endless.restarts(job_id) == 1
+
+
+def test_an_error_that_would_only_come_again_is_no_requeue(site):
     project.make(site.folder, max_steps=100_000)
     for path in (site.folder / "results/encode").glob("*.safetensors"):
         path.unlink()
-    launcher = site.launch("train", BRICKREEL_MAX_REQUEUES="1")
+    launcher = site.launch("train")
     output = launcher.communicate(timeout=240)[0]
     assert launcher.returncode == 1
+    assert "safetensors" in output
     assert "Traceback" not in output
-    assert site.restarts(site.job_id()) <= 1
+    assert site.restarts(site.job_id()) == 0
 
 
 def test_a_cancelled_job_stays_cancelled(endless):

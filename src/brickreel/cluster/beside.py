@@ -60,5 +60,7 @@ class SampleJobs:
                 task = StageTask("sample", self.settings, scope)
                 job_id = submit(task, self.resources, name, Path("logs/sample", self.run))
                 logger.info("submitted Slurm job %s, which samples %s", job_id, step)
+            except ConnectionError:
+                self.asked.discard(step)  # the controller is away: the next look asks again
             except (ValueError, OSError) as error:
                 logger.warning("no samples of %s during training: %s", step, error)

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping
 from datetime import timedelta
 
-from brickreel.cluster import network
+from brickreel.cluster import flight, network
 from brickreel.cluster.ranks import Ranks, discover
 
 # Below Linux's ephemeral range (from 32768), so that no outgoing connection of the node holds the port by chance.
@@ -33,6 +33,7 @@ def start(timeout_s: float = START_TIMEOUT_S) -> Ranks:
     if dist.is_initialized():
         return ranks
     export(ranks)
+    flight.listen(ranks.rank)
     network.refuse_dead_end(os.environ["MASTER_ADDR"])
     cuda = torch.cuda.is_available()
     if cuda:
@@ -47,6 +48,10 @@ def start(timeout_s: float = START_TIMEOUT_S) -> Ranks:
         raise ConnectionError(
             f"rank {ranks.rank} of {ranks.world_size} on {ranks.node} did not find the others at {where}: {first_line}"
         ) from error
+    if cuda:
+        from brickreel.cluster import affinity
+
+        affinity.bind(ranks, torch.cuda.current_device())
     return ranks
 
 

@@ -44,9 +44,21 @@ SHM_PER_RANK_GIB = 1 / 64
 class Inspection:
     """One look at the nodes, as this rank takes part in it."""
 
-    def __init__(self, ranks: Ranks, device: str, settings: Preflight, folder: Path, same: Mapping[str, Path]) -> None:
-        """`folder` is where checkpoints will be written; the files of `same` must be alike on all nodes."""
+    def __init__(
+        self,
+        ranks: Ranks,
+        device: str,
+        settings: Preflight,
+        folder: Path,
+        same: Mapping[str, Path],
+        checkpoints: tuple[Path, float | None] | None = None,
+    ) -> None:
+        """`folder` is for trial writes; the files of `same` must be alike on all nodes.
+
+        `checkpoints`: where they will be, and how many GiB those that are kept need.
+        """
         self.ranks, self.device, self.settings, self.folder = ranks, device, settings, folder
+        self.checkpoints = checkpoints
         self.leader = ranks.local_rank == 0
         self.fabric = fabric.read()
         self.gpus = Gpus() if self.leader else None
@@ -87,6 +99,8 @@ class Inspection:
         checks += inherited.check(node, inherited.gather(os.environ), written, devices)
         checks += self._interfaces()
         checks += links.check(node, self.fabric)
+        if self.checkpoints:
+            checks.append(storage.check_space(node, *self.checkpoints))
         if index is None:
             reason = "there is no encoded dataset yet: run encode first"
             return [*checks, Check("dataset", node, "not measured", reason=reason)]

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -124,7 +125,7 @@ def run_slurm(job: Job, site: Site) -> None:
     if not slurm.available():
         raise ValueError("Slurm's programs (sbatch, squeue, ...) are not installed here: use `--executor local`")
     watch = Watch()
-    job_id = find(job)
+    job_id = _patiently(find, job, watch)
     again = job_id is not None
     if job_id is None:
         task = StageTask(job.stage, job.settings, job.scope)
@@ -150,8 +151,24 @@ def run_slurm(job: Job, site: Site) -> None:
         raise ValueError(_verdict(job_id) or f"{slurm.explain_end(job_id, end)}; see {job.folder}")
 
 
+def _patiently(look: Callable[[Job], str | None], job: Job, watch: Watch) -> str | None:
+    """Ask until Slurm answers: a controller that is away must not look like a job that is gone."""
+    told = ""
+    while True:
+        try:
+            return look(job)
+        except ConnectionError as error:
+            told = _tell(told, f"Slurm does not answer ({error}): waiting")
+        if watch.detached or watch.signal:
+            raise Stopped(watch.signal or signal.SIGHUP)
+        time.sleep(TICK_S)
+
+
 def find(job: Job) -> str | None:
-    """The id of this run's job if Slurm still has it. Raises ValueError when that one has other settings."""
+    """The id of this run's job if Slurm still has it.
+
+    Raises ValueError when that one has other settings, ConnectionError when Slurm does not answer.
+    """
     record = job_record.read(job.stage, job.part)
     here = os.path.realpath(".")
     ids = [job_id for job_id, folder in slurm.user_jobs(job.name) if os.path.realpath(folder) == here]
@@ -169,7 +186,7 @@ def follow(job: Job, job_id: str, site: Site, watch: Watch, follower: Follower) 
     """Wait for the end of a job over all its attempts."""
     told, told_since, gone_since, next_look = "", 0.0, None, 0.0
     ran = False
-    guard = hang.Guard(Path("results") / job.stage / job.part / "steps", site.hang_s)
+    guard = hang.Guard(Path("results") / job.stage / job.part / "steps", site.hang_s, job.stage == "train")
     samples = SampleJobs.of(job.stage, job.scope, job.settings, job.resources)
     while True:
         if watch.detached:
@@ -204,7 +221,7 @@ def follow(job: Job, job_id: str, site: Site, watch: Watch, follower: Follower) 
                 if samples:
                     samples.look()
                 if guard.hangs(queued.state):
-                    hang.restart(job_id, job.folder)
+                    hang.restart(job_id, job.folder, job.ranks)
         time.sleep(TICK_S)
 
 

@@ -155,11 +155,16 @@ def command(
 
 
 def excluded_nodes(stage: str, run: str | None) -> tuple[str, ...]:
-    """Nodes that the run's preflight found unfit; a training job stays away from them."""
+    """Nodes that the run's preflight found unfit; a training job stays away from them.
+
+    Where it found something on every node, the cause is not a node, and there would be none left to train on.
+    """
     from brickreel import files
 
-    health = Path(f"results/preflight/{run}/health.json")
-    return tuple(files.read_json(health).get("exclude", ())) if stage == "train" and health.is_file() else ()
+    path = Path(f"results/preflight/{run}/health.json")
+    health = files.read_json(path) if stage == "train" and path.is_file() else {}
+    unfit = tuple(health.get("exclude", ()))
+    return () if set(unfit) >= set(health.get("nodes", ())) else unfit
 
 
 def _check_stage(stage: str) -> None:

@@ -12,8 +12,6 @@ from typing import TextIO
 LAUNCH_PATIENCE_S = 10.0
 """A launcher whose Snakemake was killed needs a moment to notice and let go."""
 
-_held: list[TextIO] = []
-
 
 @contextmanager
 def only_launcher(stage: str, part: str) -> Iterator[None]:
@@ -21,16 +19,6 @@ def only_launcher(stage: str, part: str) -> Iterator[None]:
     where = Path("results") / stage / part / "launch.lock"
     with acquire(where, f"{stage} of '{part}' is already being launched", LAUNCH_PATIENCE_S):
         yield
-
-
-def project(folder: str | os.PathLike[str] = ".") -> None:
-    """Keep the project's folder for this process until it ends; for the Snakefile, in place of Snakemake's own lock.
-
-    Snakemake's lock outlives a Snakemake that was killed and then has to be removed by hand. Raises ValueError that
-    names the holder when another Snakemake works here.
-    """
-    where = Path(folder) / ".snakemake" / "brickreel.lock"
-    _held.append(acquire(where, "another snakemake is at work in this folder: it was started"))
 
 
 def acquire(where: Path, sentence: str, patience_s: float = 0.0) -> TextIO:

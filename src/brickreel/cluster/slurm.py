@@ -123,8 +123,13 @@ def _is_final(state: str) -> bool:
 
 
 def user_jobs(name: str) -> list[tuple[str, str]]:
-    """This user's jobs in the queue with this name: their ids and the folders they were submitted from."""
+    """This user's jobs in the queue with this name: their ids and the folders they were submitted from.
+
+    Raises ConnectionError when the controller does not answer: that is not an empty queue.
+    """
     answer = ask("squeue", "-h", "-u", getpass.getuser(), "-n", name, "-o", "%i|%Z")
+    if answer.returncode:
+        raise ConnectionError(answer.stderr.strip() or "squeue failed")
     return [(job_id, folder) for job_id, _, folder in (line.partition("|") for line in answer.stdout.splitlines())]
 
 

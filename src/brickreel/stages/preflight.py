@@ -76,7 +76,9 @@ def look(config: configuration.Config, run: str, ranks: Ranks) -> Inspection:
     """Begin to look at the nodes."""
     same = {"the plan": _plan_path(run), "the settings of the launcher": Path("slurm/site.env")}
     device = "cuda" if _cuda() else "cpu"
-    return Inspection(ranks, device, config.preflight, Path("results/preflight") / run, same)
+    plan = files.read_json(_plan_path(run)) if _plan_path(run).is_file() else {}
+    checkpoints = (Path("results/train") / run / "checkpoints", plan.get("disk_gib", {}).get("checkpoints"))
+    return Inspection(ranks, device, config.preflight, Path("results/preflight") / run, same, checkpoints)
 
 
 def _index() -> Any:

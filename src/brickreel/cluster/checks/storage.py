@@ -1,5 +1,6 @@
 """The shared file system as training uses it: a checkpoint's worth of writing and reading, and the dataset."""
 
+import json
 import os
 import shutil
 import time
@@ -9,7 +10,8 @@ import pyarrow as pa
 
 from brickreel.cluster.checks import Check, at_least
 
-CHECKPOINTS_KEPT = 3
+DATA_AT = 8
+"""A safetensors file begins with the length of its header, 8 bytes, little-endian; data follow the header."""
 
 
 def check_speed(node: str, folder: Path, size_mib: int, warn_mib_s: float, fail_mib_s: float) -> list[Check]:
@@ -43,9 +45,16 @@ def check_speed(node: str, folder: Path, size_mib: int, warn_mib_s: float, fail_
     ]
 
 
-def check_space(node: str, folder: Path, checkpoint_gib: float) -> Check:
-    """Room for the checkpoints that are kept at once."""
-    need = checkpoint_gib * CHECKPOINTS_KEPT
+def check_space(node: str, folder: Path, need_gib: float | None) -> Check:
+    """Room for the checkpoints that are kept at once; how many GiB those need is the plan's forecast.
+
+    Those of an earlier attempt that are there already are part of it.
+    """
+    if need_gib is None:
+        return Check("disk space", node, "not measured", reason="the plan does not say what checkpoints need")
+    folder.mkdir(parents=True, exist_ok=True)
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**30
+    need = max(0.0, need_gib - there)
     free = shutil.disk_usage(folder).free / 2**30
     return at_least(
         "disk space",
@@ -54,14 +63,15 @@ def check_space(node: str, folder: Path, checkpoint_gib: float) -> Check:
         "GiB",
         need,
         need,
-        f"{folder} has {free:.3g} GiB free, {CHECKPOINTS_KEPT} checkpoints need {need:.3g}",
+        f"{folder} has {free:.3g} GiB free, the checkpoints that the run keeps need {need:.3g} more: make room, or"
+        " lower `keep_last`",
     )
 
 
 def check_dataset(node: str, index: pa.Table, root: Path = Path()) -> Check:
-    """Whether every file of the encoded dataset is there, and not empty, as this node sees it."""
+    """Whether every file of the encoded dataset is there and as long as it says, as this node sees it."""
     files = sorted({name for name in index["file"].to_pylist() if name})
-    bad = [name for name in files if not (root / name).is_file() or (root / name).stat().st_size == 0]
+    bad = [name for name in files if not _whole(root / name)]
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         return Check(
@@ -74,3 +84,15 @@ def check_dataset(node: str, index: pa.Table, root: Path = Path()) -> Check:
             f"{bad[0]}{more} of the dataset can not be read here",
         )
     return Check("dataset", node, "pass", len(files), "files", "none missing")
+
+
+def _whole(path: Path) -> bool:
+    """Whether a safetensors file has all the bytes that its header tells of: copies that were cut short do not."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(DATA_AT), "little")
+            header = json.loads(stream.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return path.stat().st_size == DATA_AT + length + max(ends, default=0)
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
+        return False
