@@ -7,6 +7,7 @@ import torch
 
 import tiny
 from brickreel import config
+from brickreel.models import folder, load
 from brickreel.models.pipeline import OpenSoraPipeline
 
 SMALL = {"num_frames": 3, "height": 32, "width": 40, "num_inference_steps": 3}
@@ -25,13 +26,13 @@ numpy.save(sys.argv[3], result.frames[0])
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def stored(tmp_path_factory):
     return tiny.save_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
-def base(folder):
-    return config.load({"base": tiny.base_settings(folder)}).base
+def base(stored):
+    return config.load({"base": tiny.base_settings(stored)}).base
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,19 @@ def quiet(pipeline):
 
 def seeded(*seeds):
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def of_a_red_car(pipeline):
+    """What ALONE makes, here."""
+    return pipeline("a red car", generator=seeded(5), references=[[picture(200)]], **SMALL).frames[0]
+
+
+def video_without_brickreel(path, sampler):
+    """A video by the pipeline in `path`/saved, made in a process that cannot import brickreel."""
+    words = [sys.executable, "-c", ALONE, str(path / "saved"), sampler, str(path / "video.npy")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return np.load(path / "video.npy")
 
 
 def picture(value, height=32, width=40, frames=1):
@@ -83,11 +97,18 @@ def test_a_saved_pipeline_makes_the_same_video_here(pipeline, tmp_path):
 def test_a_saved_pipeline_makes_the_same_video_without_brickreel(objective, base, tmp_path):
     pipeline = quiet(OpenSoraPipeline.from_base(base, objective))
     pipeline.save_pretrained(tmp_path / "saved")
-    words = [sys.executable, "-c", ALONE, str(tmp_path / "saved"), objective, str(tmp_path / "video.npy")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    wanted = pipeline("a red car", generator=seeded(5), references=[[picture(200)]], **SMALL).frames[0]
-    assert np.array_equal(np.load(tmp_path / "video.npy"), wanted)
+    assert np.array_equal(video_without_brickreel(tmp_path, objective), of_a_red_car(pipeline))
+
+
+@pytest.mark.slow
+def test_parts_that_are_stored_in_half_precision_compute_the_same_without_brickreel(tmp_path):
+    stored = tiny.save_base(tmp_path / "base")
+    load.text_encoder(str(stored / "text_encoder")).model.half().save_pretrained(stored / "text_encoder")
+    load.autoencoder(str(stored / "autoencoder")).vae.half().save_pretrained(stored / "autoencoder")
+    base = config.load({"base": tiny.base_settings(stored)}).base
+    folder.write(tmp_path / "saved", load.transformer(base.transformer.path), base, "iddpm", {})
+    pipeline = quiet(OpenSoraPipeline.from_pretrained(tmp_path / "saved"))
+    assert np.array_equal(video_without_brickreel(tmp_path, "iddpm"), of_a_red_car(pipeline))
 
 
 def test_no_code_in_a_folder_is_run(pipeline, tmp_path):
@@ -140,6 +161,15 @@ def test_steps_are_told(pipeline):
 def test_a_prompt_longer_than_the_model_takes_is_cut(pipeline):
     assert pipeline.encode_prompt("a car " * 100).shape == (1, 1, 24, 16)
     assert pipeline.encode_prompt("").shape[2] >= 1
+
+
+def test_a_prompt_is_cleaned_as_the_original_does_where_it_is_asked_for(pipeline):
+    options = SMALL | {"output_type": "latent"}
+    given, cleaned = "<b>A RED car</b>  #12", "a red car"
+    raw, clean = (pipeline(given, generator=seeded(1), clean=flag, **options).latents[0] for flag in (False, True))
+    wanted = pipeline(cleaned, generator=seeded(1), **options).latents[0]
+    assert torch.equal(clean, wanted)
+    assert not torch.equal(raw, wanted)
 
 
 def test_odd_sizes_are_rounded_down_to_whole_latents(pipeline):

@@ -20,6 +20,7 @@ PIPELINE = (
     "diffusion.rectified_flow",
     "diffusion.references",
     "diffusion.sampling",
+    "models.prompt",
     "models.text_to_video",
 )
 

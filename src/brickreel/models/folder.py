@@ -90,6 +90,12 @@ def _copy_text_encoder(folder: Path, part: Any) -> None:
     words.save_pretrained(folder / "tokenizer")
     if not _copy(source, folder / "text_encoder"):
         load.text_encoder(part.path, part.revision, part.subfolder).model.save_pretrained(folder / "text_encoder")
+    # transformers computes in the precision that weights are stored in unless the settings name another: text is
+    # encoded in fp32 here, whoever loads the folder.
+    config = folder / "text_encoder" / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings.pop("torch_dtype", None)
+    _write(config, json.dumps(settings | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def _copy(source: Path, target: Path) -> bool:

@@ -20,6 +20,7 @@ from brickreel.diffusion.iddpm import IDDPM
 from brickreel.diffusion.rectified_flow import euler
 from brickreel.diffusion.references import parse_placements, place, prompts_by_loop
 from brickreel.diffusion.sampling import Denoise, ancestral, guided, noise_like, solve
+from brickreel.models.prompt import clean_prompt
 
 Video = NDArray[np.uint8]
 
@@ -84,6 +85,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         sampler: str | None = None,
         conditional: bool = True,
+        clean: bool = False,
         references: Sequence[Sequence[Video]] | None = None,
         mask_strategy: Sequence[str] | None = None,
         loops: int = 1,
@@ -103,6 +105,7 @@ class TextToVideoPipeline(DiffusionPipeline):
             generator: one per prompt; torch's global one when None. A single one serves prompt after prompt.
             sampler: "iddpm", "dpm-solver++" or "rectified-flow"; None: as the weights were trained.
             conditional: False ignores what the prompts say: samples of the null text as long as each prompt.
+            clean: clean prompts as Open-Sora 1.1's inference does, though not its training; see models.prompt.
             references: per prompt, videos or images uint8 [n, height, width, 3] whose frames are given.
             mask_strategy: per prompt, where they stand (see diffusion.references); "0": the first frame as it is.
             loops: clips in a row, each beginning with the `condition_frames` last frames of the one before.
@@ -148,6 +151,7 @@ class TextToVideoPipeline(DiffusionPipeline):
                     noise = torch.randn(self._latent_shape(num_frames, height, width), generator=chance,
                                         device=chance.device)  # fmt: skip
                     z, ratios = place(noise.to(self._execution_device), known, placements, loop)
+                    words = clean_prompt(words) if clean else words
                     denoise = self._denoiser(words, guidance_scale, channels, conditional, sizes)
                     z = self._sample(denoise, z, ratios, sampler, num_inference_steps, chance, step_done)
                     if output_type != "latent" or loops > 1:

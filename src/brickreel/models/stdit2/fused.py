@@ -4,6 +4,7 @@ No matrix product is ever computed twice here; that is what gradient checkpointi
 models take the plain formulas: the compiler chooses by itself what to keep.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -50,12 +51,36 @@ def linear_of(make: Callable[..., Tensor], inputs: tuple[Tensor, ...], layer: Ca
         return layer(value)
 
 
+class _Mode(threading.local):
+    """Of this thread: backward recomputes blocks in a thread of its own where there are GPUs."""
+
+    recomputed = False
+
+
+_mode = _Mode()
+
+
+def as_recomputed(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """block(*inputs) for activation checkpointing, within which nothing is made again by the block itself.
+
+    Checkpointing leaves out all that is kept, and only the innermost of such arrangements is asked: within `made_again`
+    tensors would be kept past it.
+    """
+    if torch.compiler.is_compiling():
+        return block(*inputs)
+    before, _mode.recomputed = _mode.recomputed, True
+    try:
+        return block(*inputs)
+    finally:
+        _mode.recomputed = before
+
+
 def made_again(values: Sequence[Tensor], makes: Sequence[Callable[[], Tensor]]) -> AbstractContextManager[Any]:
     """Within it, what is kept for backward of `values` is left out; each is made by its function when it is needed.
 
     The functions must not hold the values, and are called without gradients.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _mode.recomputed:
         return nullcontext()
     known = {(value.data_ptr(), value.numel(), value.dtype): index for index, value in enumerate(values)}
     layouts = [(value.shape, value.stride(), value.is_contiguous()) for value in values]

@@ -22,6 +22,7 @@ from brickreel.models.stdit2.embeddings import (
     TextEmbedder,
     position_embedding,
 )
+from brickreel.models.stdit2.fused import as_recomputed
 
 PRESETS: dict[str, dict[str, Any]] = {
     "XL/2": {"depth": 28, "hidden_size": 1152, "num_heads": 16, "caption_channels": 4096, "model_max_length": 200},
@@ -121,7 +122,8 @@ class STDiT2(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two disagree
         """Recompute this share of the blocks in backward, from the first on, instead of keeping what they made.
 
         The trade: a block that is recomputed keeps 1 vector of the hidden size per token instead of about 21, and
-        costs a third more products. `enable_gradient_checkpointing()` is a share of 1, until this is called.
+        costs a third more products; the one at work needs about 30. `enable_gradient_checkpointing()` is a share of 1,
+        until this is called.
 
         Raises ValueError for a share that is not within 0 and 1.
         """
@@ -217,7 +219,7 @@ class STDiT2(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two disagree
 
         for number, block in enumerate(self.blocks):
             if self.gradient_checkpointing and number < self.recomputed_blocks and torch.is_grad_enabled():
-                x_BTSC = self._gradient_checkpointing_func(block, x_BTSC, text, m, m_temporal, rope)
+                x_BTSC = self._gradient_checkpointing_func(as_recomputed, block, x_BTSC, text, m, m_temporal, rope)
             else:
                 x_BTSC = block(x_BTSC, text, m, m_temporal, rope)
 
