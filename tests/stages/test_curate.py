@@ -88,3 +88,12 @@ def test_the_page_is_offline_and_escapes_what_people_wrote(films_project):
     assert page.count("data:image/jpeg;base64,") == 6
     for reason in ("title_card", "near_duplicate", "too_short"):
         assert reason in page
+
+
+def test_the_page_names_the_films_that_could_not_be_used(films_project):
+    path = films_project / project.SECOND
+    path.write_bytes(path.read_bytes()[:2000])
+    project.run("analyze", "curate")
+    page = curate.AUDIT.read_text(encoding="utf-8")
+    assert re.search(r"<code>notes.mp4</code> is not a video file", page)
+    assert re.search(r"<code>second.mp4</code> is not a video file", page)

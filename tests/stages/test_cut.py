@@ -68,6 +68,14 @@ def test_the_folder_is_a_dataset_with_a_card(films_project):
     assert "| CC-BY | 1 |" in card
 
 
+def test_the_folder_is_loaded_by_datasets(films_project, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    loaded = datasets.load_dataset("videofolder", data_dir=str(cut.CLIPS.resolve()), cache_dir=str(tmp_path / "cache"))
+    rows = loaded["train"].cast_column("video", datasets.Video(decode=False))
+    assert {row["clip_id"] for row in rows} == set(chosen())
+    assert all(row["video"]["path"].endswith(f"{row['clip_id']}.mp4") for row in rows)
+
+
 def test_a_second_run_writes_nothing_anew(films_project):
     before = times(cut.CLIPS)
     project.run("cut")

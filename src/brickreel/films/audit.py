@@ -18,7 +18,7 @@ from brickreel.films.signals import THUMBNAIL_PERIOD
 
 
 def write(path: Path, clips: pa.Table, failed: Mapping[str, str], signals: Sequence[Path], settings: Curate) -> None:
-    """Write the page. `signals` are the part files with the thumbnails, `failed` films with the reason."""
+    """Write the page. `signals` are the part files with the thumbnails, `failed` maps names of films to reasons."""
     slim = clips.drop_columns(["pose_frames", "holds"]).append_column(
         "poses", pc.list_value_length(clips["pose_frames"])
     )
@@ -50,7 +50,9 @@ def _group(clips: pa.Table, reason: str, count: int, settings: Curate) -> dict[s
     }
     table |= {name: (setting, None, words) for name, (setting, words) in filters.OTHER_REASONS.items()}
     setting, score, words = table.get(reason, (None, None, "went on to cut"))
-    threshold = getattr(settings, setting) if setting and score else None
+    threshold = getattr(settings, setting) if setting else None
+    # A list of films is no threshold.
+    threshold = None if isinstance(threshold, tuple) else threshold
     rows = clips.filter(pc.equal(clips["reason"], reason))
     if score:
         far = np.abs(rows[score].to_numpy(zero_copy_only=False) - threshold)

@@ -34,8 +34,8 @@ _FACTS = ("path", "title", "channel", "url", "licence", "rights_holder")
 def run(config: Config) -> None:
     """Write results/curate/clips.parquet and audit.html. Raises ValueError when no clip passes."""
     settings = config.curate
-    films = tables.read("sources", SOURCES)
-    films = films.filter(pc.equal(films["outcome"], "ok"))
+    listed = tables.read("sources", SOURCES)
+    films = listed.filter(pc.equal(listed["outcome"], "ok"))
     if not films.num_rows:
         raise ValueError(f"no film in {SOURCES} can be used: its column `reason` says why")
     parts = tables.files_of(SIGNALS)
@@ -44,8 +44,18 @@ def run(config: Config) -> None:
     clips, failed = _candidates(parts, films, settings)
     clips = _judge(clips, films, settings)
     clips = tables.write("clips", OUTPUT, clips)
-    audit.write(AUDIT, clips, failed, parts, settings)
+    audit.write(AUDIT, clips, _unused(listed, failed), parts, settings)
     _report(clips)
+
+
+def _unused(listed: pa.Table, failed: Mapping[str, str]) -> dict[str, str]:
+    """Films that ingest or analyze could not use, by the name in the user's list, with the reason."""
+    columns = ("path", "url", "film_id", "outcome", "reason")
+    rows = zip(*(listed[name].to_pylist() for name in columns), strict=True)
+    reasons = (
+        (path or url, failed.get(film, "") if outcome == "ok" else why) for path, url, film, outcome, why in rows
+    )
+    return {name: reason for name, reason in reasons if reason}
 
 
 def _candidates(parts: Sequence[Path], films: pa.Table, settings: Curate) -> tuple[list[Any], dict[str, str]]:
