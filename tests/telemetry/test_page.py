@@ -65,7 +65,8 @@ class Page(HTMLParser):
         while self.open:
             name, values, parts = self.open.pop()
             if "data-key" in values:
-                self.keyed.append((values["data-key"], "".join(parts), values.get("class")))
+                scale = float(values.get("data-scale", 1))
+                self.keyed.append((values["data-key"], "".join(parts), values.get("class"), scale))
             if name == tag:
                 break
 
@@ -78,13 +79,13 @@ def page(folder):
 def test_every_number_on_the_page_is_the_summarys(page, summary):
     numbers = Numbers(summary)
     assert len(page.keyed) > 200
-    for key, shown, kind in page.keyed:
+    for key, shown, kind, scale in page.keyed:
         value = numbers.value(key)
         if kind == "missing-value":
             assert value is None, key
         else:
             digits = len(shown.partition(".")[2])
-            assert float(shown.replace(",", "")) == pytest.approx(value, abs=0.51 * 10**-digits), key
+            assert float(shown.replace(",", "")) == pytest.approx(value * scale, abs=0.51 * 10**-digits), key
 
 
 def test_the_summary_follows_its_published_schema(summary):
@@ -235,3 +236,13 @@ def test_ticks_are_round_and_cover_the_range(low, high):
     assert ticks[0] <= low + 1e-12
     assert ticks[-1] >= high - 1e-12
     assert 3 <= len(ticks) <= 8
+
+
+def test_a_few_hours_are_told_in_minutes():
+    numbers = Numbers({"short": 0.0351, "long": 12.5, "none": None, "zero": 0.0})
+    assert str(numbers.hours("short", "rank-hours")) == (
+        '<span class="n" data-key="short" data-scale="60">2.11</span><span class="unit">\u202frank-minutes</span>'
+    )
+    assert "12.5</span>" in numbers.hours("long", "GPU-hours")
+    assert "GPU-hours" in numbers.hours("zero", "GPU-hours")
+    assert "not measured" in numbers.hours("none", "GPU-hours")

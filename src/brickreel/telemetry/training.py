@@ -113,7 +113,7 @@ def _flop_use(run: RunFiles, attempts: Sequence[Attempt], gpus: Sequence[dict[st
     recomputes = bool(setting(run.settings, "grad_checkpoint"))
     why: str | None
     if peak is None:
-        why = f"the peak of '{name}' is not in the table" if name else "no GPU: not measured"
+        why = f"the peak of '{name}' is not in the table" if name else "no GPU"
     else:
         why = None if mfu is not None else "the step log has no FLOPs"
     return {

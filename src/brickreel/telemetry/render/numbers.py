@@ -6,6 +6,9 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+SHORT_H = 0.1
+"""Hours below this are told in minutes."""
+
 
 class Numbers:
     """Looks values up by dotted keys, such as `runs.0.time_pct.goodput`."""
@@ -37,6 +40,17 @@ class Numbers:
             shown + Markup('<span class="unit">{}{}</span>').format("\u202f" if unit else "", unit) if unit else shown
         )
 
+    def hours(self, key: str, unit: str) -> Markup:
+        """Hours of GPUs or ranks: `4.2 GPU-hours`, or minutes where hours would begin with a row of zeros."""
+        value = self.value(key)
+        if value is None:
+            return self.number(key)
+        scale, name = hours_scale(value, unit)
+        shown = Markup('<span class="n" data-key="{}"{}>{}</span>').format(
+            key, Markup(' data-scale="{}"').format(scale) if scale != 1 else "", plain(value * scale)
+        )
+        return shown + Markup('<span class="unit">\u202f{}</span>').format(name)
+
     def text(self, key: str, missing: str = "not stated") -> Markup:
         """A text of the summary."""
         value = self.value(key)
@@ -53,6 +67,11 @@ class Numbers:
         return Markup('<time datetime="{}">{}</time>').format(
             when.isoformat(timespec="seconds"), when.strftime("%Y-%m-%d %H:%M UTC")
         )
+
+
+def hours_scale(hours: float, unit: str) -> tuple[int, str]:
+    """What to multiply hours by and the unit that they then have: minutes for a few of them (`GPU-hours` before)."""
+    return (60, unit.replace("hours", "minutes")) if 0 < hours < SHORT_H else (1, unit)
 
 
 def plain(value: float, digits: int | None = None) -> str:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from brickreel.telemetry.goodput import CAUSES
 from brickreel.telemetry.heat import Maps
 from brickreel.telemetry.render import charts, scores
-from brickreel.telemetry.render.numbers import Numbers, plain
+from brickreel.telemetry.render.numbers import Numbers, hours_scale, plain
 from brickreel.telemetry.render.words import CAUSE_WORDS
 
 
@@ -28,6 +28,7 @@ def page(
     numbers = Numbers(summary)
     environment.globals |= {
         "n": numbers.number,
+        "hours": numbers.hours,
         "t": numbers.text,
         "moment": numbers.moment,
         "value": numbers.value,
@@ -60,13 +61,17 @@ def headline(summary: Mapping[str, Any]) -> list[str]:
             (run["gpu_hours"], "GPU-hours") if run["gpu_hours"] is not None else (run["rank_hours"], "rank-hours")
         )
         shares = run["time_pct"]
-        sentence = f"{run['run']}: {plain(shares['goodput'], 1)} % of {plain(hours)} {unit} trained the model"
+        scale, shown_unit = hours_scale(hours, unit)
+        sentence = (
+            f"{run['run']}: {plain(shares['goodput'], 1)} % of {plain(hours * scale)} {shown_unit} trained the model"
+        )
         causes = [cause for cause in shares if cause != "goodput"]
         worst = max(causes, key=lambda cause: shares[cause])
         if shares[worst] >= 1:
-            sentence += f"; the largest loss was {CAUSE_WORDS[worst]}, {plain(shares[worst], 1)} %"
+            sentence += f"; the largest of the rest is {CAUSE_WORDS[worst]}, {plain(shares[worst], 1)} %"
         if run["stragglers"]:
             item = run["stragglers"][0]
-            sentence += f"; rank {item['rank']} cost {plain(item['cost_hours'])} {unit}"
+            scale, shown_unit = hours_scale(item["cost_hours"], unit)
+            sentence += f"; rank {item['rank']} cost {plain(item['cost_hours'] * scale)} {shown_unit}"
         sentences.append(sentence + ".")
     return sentences

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from brickreel.telemetry.render.numbers import plain
+from brickreel.telemetry.render.numbers import hours_scale, plain
 from brickreel.telemetry.render.words import CAUSE_WORDS
 
 WIDTH = 80
@@ -78,9 +78,10 @@ def _run(run: Mapping[str, Any]) -> Iterator[str]:
     if run["time_pct"] is None:
         yield "  no training time was recorded yet"
         return
-    unit, hours = ("GPU-h", run["gpu_hours"]) if run["gpu_hours"] is not None else ("rank-h", run["rank_hours"])
+    hours, unit = (run["gpu_hours"], "GPU-hours") if run["gpu_hours"] is not None else (run["rank_hours"], "rank-hours")
+    scale, unit = hours_scale(hours, unit)
     ranks, nodes = counted(run["world_size"], "rank"), counted(len(run["nodes"]), "node")
-    yield f"  {'used':<{LABEL}} {plain(hours)} {unit} on {ranks}, {nodes}"
+    yield f"  {'used':<{LABEL}} {plain(hours * scale)} {unit} on {ranks}, {nodes}"
     speed = f"{_number(run['clips_per_hour'], 0)} clips/h, {_number(run['step_s_median'], 3)} s per step"
     yield f"  {'speed':<{LABEL}} {speed}"
     energy = run["energy"]
