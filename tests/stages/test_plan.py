@@ -181,3 +181,31 @@ def test_calibration_measures_this_machine_and_needs_no_gpu():
     assert got["wall_h"]["value"] > 10 * got["step_s"]["value"] / 3600 * 0.99
     assert got["gpu_hours"]["value"] is None
     assert "GPU" in got["gpu_hours"]["reason"]
+
+
+def small(**changes) -> dict:
+    """The forecast of a run of the tiny model on this machine."""
+    run = {"data": {"buckets": {"64p": {4: (1.0, 2)}}}, "max_steps": 10, "micro_batches": 2, "precision": "fp32"}
+    base = {"transformer": {"path": model_folder("tiny")}}
+    settings = config.load({"base": base, "runs": {"r": run | {"grad_checkpoint": False} | changes}})
+    return planned(settings, rows(settings.runs["r"].data, "64p-4", 8, 4, (64, 64), text_tokens=12))
+
+
+def test_gradients_of_a_step_of_one_micro_batch_come_while_activations_go():
+    two, one = small(), small(micro_batches=1)
+    assert one["memory_gib"]["activations"] == two["memory_gib"]["activations"]
+    assert one["memory_gib"]["gradients"] < 0.7 * two["memory_gib"]["gradients"]
+    states = sum(two["memory_gib"][name] for name in ("weights", "gradients", "optimizer", "ema"))
+    assert states < one["memory_gib"]["total"] < two["memory_gib"]["total"]
+
+
+def test_a_lora_run_holds_states_of_its_additions_only():
+    whole, additions = small(), small(lora={"rank": 4})
+    trained = additions["memory_basis"]["trained"]
+    assert 0 < trained < 0.1 * additions["memory_basis"]["parameters"]
+    assert additions["memory_gib"]["weights"] > whole["memory_gib"]["weights"]
+    for name, size in (("gradients", 4), ("optimizer", 8), ("ema", 4)):
+        assert additions["memory_gib"][name] == pytest.approx(size * trained / 2**30, rel=1e-3), name
+    assert additions["memory_gib"]["activations"] < whole["memory_gib"]["activations"]
+    assert additions["disk_gib"]["checkpoints"] < 0.1 * whole["disk_gib"]["checkpoints"]
+    assert additions["disk_gib"]["final"] == whole["disk_gib"]["final"], "additions are merged into final weights"

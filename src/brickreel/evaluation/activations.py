@@ -1,10 +1,12 @@
 """How much memory a training step's activations take, counted on the model itself without computing anything.
 
-The forward pass runs on fake tensors, which have shapes and no data. What is still alive after it, other than the
-weights, waits for the backward pass: each storage counts once, however it is kept. A model of one block and one of two
-give the rest: blocks are alike.
+A forward and a backward pass run on fake tensors, which have shapes and no data. What is alive at the worst moment,
+other than weights and their gradients, is what they need at once: tensors kept for the backward pass, and those of the
+operations at work. Each storage counts once, however it is kept. A model of one block and one of two give the rest:
+blocks are alike.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -35,34 +37,54 @@ class Shape(NamedTuple):
 
 
 class Activations(NamedTuple):
-    """Bytes that wait for the backward pass."""
+    """Bytes at the worst moment of a forward and a backward pass."""
 
     plain: float
     """Everything kept, in all blocks."""
     checkpointed: float
     """With a checkpoint at every block: each block's input, and the inside of the one that is recomputed."""
     parameters: int
+    trained: int
+    """Parameters that have a gradient: all but those that LoRA froze."""
 
 
-def activations(build: Build, depth: int, shape: Shape, dtype: torch.dtype) -> Activations:
-    """Count the activations of a model with `depth` blocks on one micro-batch, computing in `dtype`."""
-    one, two = (_kept(build, blocks, shape, dtype) for blocks in (1, 2))
-    block, rest = two[0] - one[0], 2 * one[0] - two[0]
-    entrance = two[2]
-    parameters = one[1] + (depth - 1) * (two[1] - one[1])
-    return Activations(rest + depth * block, rest + depth * entrance + block, parameters)
+def activations(
+    build: Build, depth: int, shape: Shape, dtype: torch.dtype, gradients_stand: bool = True
+) -> Activations:
+    """Count the activations of a model with `depth` blocks on one micro-batch, computing in `dtype`.
+
+    With `gradients_stand` the gradients have their memory before, as from a step's second micro-batch on, and are not
+    counted. Without, they come while activations go, and those that are there at the worst moment are counted too.
+    """
+
+    def deep(one: float, two: float) -> float:
+        return one + (depth - 1) * (two - one)
+
+    counts = [
+        tuple(map(deep, *(_peak(build, blocks, shape, dtype, checkpointed, gradients_stand) for blocks in (1, 2))))
+        for checkpointed in (False, True)
+    ]
+    (plain, parameters, trained), (checkpointed, _, _) = counts
+    return Activations(plain, checkpointed, int(parameters), int(trained))
 
 
-def _kept(build: Build, blocks: int, shape: Shape, dtype: torch.dtype) -> tuple[float, int, float]:
-    """(bytes kept by a forward pass, parameters, bytes of one block's input)."""
-    with FakeTensorMode(), _default(dtype):
+def _peak(
+    build: Build, blocks: int, shape: Shape, dtype: torch.dtype, checkpointed: bool, gradients_stand: bool
+) -> tuple[float, float, float]:
+    """(most bytes alive at once in a forward and a backward pass, parameters, parameters with a gradient)."""
+    with torch.device("meta"), _default(dtype):
         model = build(blocks).train()
-        entrance = [0.0]
-
-        def measure(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            entrance[0] = float(inputs[0].nbytes)
-
-        model.blocks[0].register_forward_pre_hook(measure)  # type: ignore[index,union-attr]
+    # Fake tensors take the way that real ones take on their device, as meta tensors do not (attention is fused on real
+    # ones); but a model cannot be built of them where peft moves its parts.
+    with FakeTensorMode(), _default(dtype), warnings.catch_warnings():
+        # The model tells its tensors apart by where their data lie as well as by size; fake ones have no such place.
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+        _fake(model)
+        if checkpointed:
+            model.enable_gradient_checkpointing()  # type: ignore[operator]
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in trained if gradients_stand else ():
+            parameter.grad = torch.empty_like(parameter)
         video = torch.empty(shape.batch, shape.channels, shape.frames, shape.latent_height, shape.latent_width)
         text = torch.empty(shape.batch, 1, shape.text_tokens, shape.text_channels)
         scalars = {
@@ -71,35 +93,54 @@ def _kept(build: Build, blocks: int, shape: Shape, dtype: torch.dtype) -> tuple[
             "width": torch.full((shape.batch,), float(shape.width)),
             "fps": torch.full((shape.batch,), 8.0),
         }
-        with _Made() as made:
+        with Made() as made:
             output = model(
                 video, torch.zeros(shape.batch), text, drop_text=torch.zeros(shape.batch, dtype=torch.bool), **scalars
             )
-        total = float(made.alive() - output.untyped_storage().nbytes())
-        del output
-        return total, sum(parameter.numel() for parameter in model.parameters()), entrance[0]
+            output.float().square().mean().backward()
+        parameters, with_gradient = (sum(one.numel() for one in some) for some in (model.parameters(), trained))
+        return float(made.peak), parameters, with_gradient
 
 
-class _Made(TorchDispatchMode):
-    """Notes every storage that is made meanwhile, without keeping it."""
+def _fake(model: nn.Module) -> None:
+    """Put fake tensors in the place of all weights and buffers."""
+    for module in model.modules():
+        for name, value in module.named_parameters(recurse=False):
+            fresh = nn.Parameter(torch.empty(value.shape, dtype=value.dtype), requires_grad=value.requires_grad)
+            module.register_parameter(name, fresh)
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+
+
+class Made(TorchDispatchMode):
+    """Notes every storage that is made meanwhile, without keeping it, and the most bytes alive at once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.storages: list[tuple[StorageWeakRef, int]] = []
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and note what it returns; a view brings the storage of what it looks at."""
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        known = {
+            tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)
+        }
+        result = func(*args, **kwargs)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and not func.is_view:
                 storage = tensor.untyped_storage()
-                self.storages.append((StorageWeakRef(storage), storage.nbytes()))
+                # What an operation writes in place, such as a weight's gradient, was there before.
+                if storage._cdata not in known:
+                    reference = StorageWeakRef(storage)
+                    self.storages[reference.cdata] = (reference, storage.nbytes())
+        self.peak = max(self.peak, self.alive())
         return result
 
     def alive(self) -> int:
         """Bytes of those that something still holds."""
-        held = {reference.cdata: size for reference, size in self.storages if not reference.expired()}
-        return sum(held.values())
+        self.storages = {key: entry for key, entry in self.storages.items() if not entry[0].expired()}
+        return sum(size for _, size in self.storages.values())
 
 
 @contextmanager

@@ -88,18 +88,29 @@ def money(gpu_hours: Interval, kwh: Interval, usd_per_gpu_hour: float | None, us
     return unknown("no price is set: put BRICKREEL_USD_PER_GPU_HOUR or BRICKREEL_USD_PER_KWH into slurm/site.env")
 
 
-def states(parameters: int, backend: str, ranks: int) -> dict[str, float]:
-    """Bytes per rank of weights, gradients, optimizer and EMA. Raises ValueError for an unknown backend."""
+def states(parameters: int, trained: int, backend: str, ranks: int) -> dict[str, float]:
+    """Bytes per rank of weights, gradients, optimizer and EMA. Raises ValueError for an unknown backend.
+
+    `trained` of the parameters have more than their weight: the others are frozen by LoRA.
+    """
     if backend not in STATES:
         raise ValueError(f"there is no backend '{backend}': choose from {', '.join(STATES)}")
-    return {name: parameters * size / (ranks if spread else 1) for name, size, spread in STATES[backend]}
+    return {
+        name: (parameters if name == "weights" else trained) * size / (ranks if spread else 1)
+        for name, size, spread in STATES[backend]
+    }
 
 
 def memory_gib(
-    parameters: int, backend: str, ranks: int, plain: float, checkpointed: float, grad_checkpoint: bool, on_gpu: bool
+    held: Mapping[str, float], plain: float, checkpointed: float, grad_checkpoint: bool, on_gpu: bool
 ) -> dict[str, float]:
-    """Peak memory of one rank in GiB, by what takes it; `plain` and `checkpointed` are bytes of activations."""
-    parts = {name: size / GIB for name, size in states(parameters, backend, ranks).items()}
+    """Peak memory of one rank in GiB, by what takes it.
+
+    Args:
+        held: bytes of weights, gradients, optimizer and EMA, as `states` gives them.
+        plain: bytes of activations; `checkpointed` the same with checkpoints.
+    """
+    parts = {name: size / GIB for name, size in held.items()}
     parts["activations"] = plain / GIB
     parts["activations_checkpointed"] = checkpointed / GIB
     chosen = "activations_checkpointed" if grad_checkpoint else "activations"
@@ -112,9 +123,9 @@ def memory_gib(
     return {name: float(f"{size:.4g}") for name, size in parts.items()}
 
 
-def checkpoint_bytes(parameters: int) -> int:
-    """A checkpoint: weights, EMA and two moments in fp32."""
-    return 16 * parameters
+def checkpoint_bytes(trained: int) -> int:
+    """A checkpoint: weights, EMA and two moments of what is trained, in fp32."""
+    return 16 * trained
 
 
 def latent_bytes(frames: int, latent_height: int, latent_width: int, channels: int = 4) -> int:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
-from brickreel.config import Plan, Run
+from brickreel.config import Lora, Plan, Run
 from brickreel.evaluation import activations, calibration, forecast, hardware
 from brickreel.evaluation.activations import Activations, Shape
 from brickreel.evaluation.forecast import GIB, PASSES, Interval
@@ -15,6 +15,7 @@ from brickreel.models.stdit2.flops import forward_flops
 from brickreel.training.buckets import Bucket, BucketPlan
 from brickreel.training.encoding import choose_device
 from brickreel.training.gauge import clips_within_budget
+from brickreel.training.lora import inject
 
 # Pixels per latent row and column: the base models' autoencoders halve three times.
 DOWNSAMPLE = 8
@@ -26,13 +27,30 @@ class Model(NamedTuple):
     folder: Path
     sizes: Any
     parameters: int
+    trained: int
+    """Parameters that are trained: all of them, or the additions of a LoRA run."""
+    lora: Lora | None = None
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path, lora: Lora | None = None) -> Self:
         """From a folder with a config.json; weights need not be there."""
         with torch.device("meta"):
             model = load.empty_transformer(folder)
-        return cls(folder, model.config, sum(parameter.numel() for parameter in model.parameters()))
+            parameters = sum(parameter.numel() for parameter in model.parameters())
+            if lora:
+                inject(model, lora, seed=0)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        return cls(folder, model.config, parameters, trained, lora)
+
+    @property
+    def held(self) -> int:
+        """Parameters that a rank holds: LoRA's additions come on top of the model."""
+        return self.parameters + (self.trained if self.lora else 0)
+
+    def build(self, blocks: int | None = None) -> Any:
+        """The transformer as it is trained, freshly initialised, on whatever device is current."""
+        model = load.empty_transformer(self.folder, depth=blocks) if blocks else load.empty_transformer(self.folder)
+        return inject(model, self.lora, seed=0) if self.lora else model
 
 
 class Work(NamedTuple):
@@ -134,7 +152,7 @@ def disk(work: Work, settings: Run, encoded: int | None) -> dict[str, Any]:
         "disk_gib": {
             "latents": _short((counted if encoded is None else encoded) / GIB),
             "latents_basis": "counted from shapes" if encoded is None else "files on disk",
-            "checkpoints": _short(kept * forecast.checkpoint_bytes(work.model.parameters) / GIB),
+            "checkpoints": _short(kept * forecast.checkpoint_bytes(work.model.trained) / GIB),
             "checkpoints_kept": kept,
             "final": _short(final / GIB),
         }
@@ -148,17 +166,18 @@ def memory(work: Work, settings: Run, site: Machine) -> dict[str, Any]:
     backend = settings.backend if settings.backend != "auto" else ("fsdp2" if ranks > 1 else "ddp")
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     depth = int(work.model.sizes.depth)
-    counted: dict[str, Activations] = {
-        bucket.name: activations.activations(
-            lambda blocks: load.empty_transformer(work.model.folder, depth=blocks), depth, work.shape(bucket), dtype
-        )
-        for bucket in _largest(work)
+    counted: dict[Bucket, Activations] = {
+        bucket: activations.activations(work.model.build, depth, work.shape(bucket), dtype) for bucket in _largest(work)
     }
     chosen = "checkpointed" if settings.grad_checkpoint else "plain"
-    name, worst = max(counted.items(), key=lambda item: getattr(item[1], chosen))
-    parts = forecast.memory_gib(
-        work.model.parameters, backend, ranks, worst.plain, worst.checkpointed, settings.grad_checkpoint, bool(site.gpu)
-    )
+    bucket, worst = max(counted.items(), key=lambda item: getattr(item[1], chosen))
+    name = bucket.name
+    held = forecast.states(work.model.held, work.model.trained, backend, ranks)
+    if backend == "ddp" and ranks == 1 and work.micro_batches == 1:
+        # Nobody holds memory for gradients before the only backward pass makes them, while activations go.
+        both = activations.activations(work.model.build, depth, work.shape(bucket), dtype, gradients_stand=False)
+        held["gradients"] = max(getattr(both, chosen), held["gradients"]) - getattr(worst, chosen)
+    parts = forecast.memory_gib(held, worst.plain, worst.checkpointed, settings.grad_checkpoint, bool(site.gpu))
     if gpu and parts["total"] > gpu.memory_gib:
         advice = (
             "make its micro-batch smaller"
@@ -177,6 +196,7 @@ def memory(work: Work, settings: Run, site: Machine) -> dict[str, Any]:
             "ranks": ranks,
             "grad_checkpoint": settings.grad_checkpoint,
             "parameters": work.model.parameters,
+            "trained": work.model.trained,
             "gpu_memory_gib": gpu.memory_gib if gpu else None,
         },
     }
@@ -233,7 +253,7 @@ def _gauge_share(work: Work, settings: Run) -> float:
 def _measured(work: Work, settings: Run, assumed: Plan, ranks: int) -> tuple[Interval, dict[str, Any]]:
     """Seconds per step from a few micro-batches of every bucket on this machine."""
     device = choose_device("auto")
-    model: Any = load.empty_transformer(work.model.folder)
+    model = work.model.build()
     model.to(device).train()
     if settings.grad_checkpoint:
         model.enable_gradient_checkpointing()

@@ -34,7 +34,7 @@ def run(config: configuration.Config, run: str) -> None:
     settings = config.run(run)
     index = tables.read("encode_index", INDEX)
     buckets = plan_buckets(index, settings)
-    model = planning.Model.read(load.locate("transformer", **config.base.transformer.model_dump()))
+    model = planning.Model.read(load.locate("transformer", **config.base.transformer.model_dump()), settings.lora)
     site = machine.from_environment(assignments(SITE_ENV) | dict(os.environ))
     work = planning.Work.of(buckets, settings, model, _text_tokens(index, config))
     plan = {
