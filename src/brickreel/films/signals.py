@@ -1,6 +1,7 @@
 """Every signal of a film, read off one decode pass in bounded memory."""
 
 import os
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,17 +26,20 @@ CHUNK = 1200
 
 @dataclass
 class Signals:
-    """One value per frame and signal; see the table "signals" for the meaning of each."""
+    """One value per frame and signal; see the table "signals" for the meaning of each.
 
-    time_s: list[float] = field(default_factory=list)
-    hold_score: list[float] = field(default_factory=list)
-    motion: list[float] = field(default_factory=list)
-    flicker: list[float] = field(default_factory=list)
-    luma: list[float] = field(default_factory=list)
-    contrast: list[float] = field(default_factory=list)
-    blur: list[float] = field(default_factory=list)
-    text_score: list[float] = field(default_factory=list)
-    phash: list[int] = field(default_factory=list)
+    Arrays and not lists: a long film has millions of values, which as objects would take sixteen times the memory.
+    """
+
+    time_s: "array[float]" = field(default_factory=lambda: array("d"))
+    hold_score: "array[float]" = field(default_factory=lambda: array("f"))
+    motion: "array[float]" = field(default_factory=lambda: array("f"))
+    flicker: "array[float]" = field(default_factory=lambda: array("f"))
+    luma: "array[float]" = field(default_factory=lambda: array("f"))
+    contrast: "array[float]" = field(default_factory=lambda: array("f"))
+    blur: "array[float]" = field(default_factory=lambda: array("f"))
+    text_score: "array[float]" = field(default_factory=lambda: array("f"))
+    phash: "array[int]" = field(default_factory=lambda: array("Q"))
     crop: list[tuple[int, int, int, int]] = field(default_factory=list)
     thumbnail: list[bytes | None] = field(default_factory=list)
     cut_score: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -183,8 +187,8 @@ def _decide(signals: Signals, cut_scores: NDArray[np.float32], kinds: NDArray[np
         _look_back(signals.crop, shot, BARS_PERIOD)
 
 
-def _look_back(values: list[Any], shot: shots.Shot, period: int) -> None:
+def _look_back(values: Any, shot: shots.Shot, period: int) -> None:
     """The first look into a shot holds for its frames before, which would else carry what the shot before showed."""
     look = -(-shot.start // period) * period
     if look < shot.end:
-        values[shot.start : look] = [values[look]] * (look - shot.start)
+        values[shot.start : look] = values[look : look + 1] * (look - shot.start)

@@ -1,6 +1,7 @@
 """Read every signal off one decode pass per film, one part file per shard."""
 
 import logging
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,13 @@ def as_table(film_id: str, found: signals.Signals) -> pa.Table:
         "transition": found.transition,
         "cut_score": found.cut_score,
         "new_pose": found.new_pose,
-        "phash": np.array(found.phash, np.uint64),
+        "phash": np.asarray(found.phash),
         "outcome": ["ok"] * count,
         "reason": [""] * count,
     }
     for name in schema.names:
-        columns.setdefault(name, getattr(found, name, None))
+        value = getattr(found, name, None)
+        columns.setdefault(name, np.asarray(value) if isinstance(value, array) else value)
     return pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names})
 
 
