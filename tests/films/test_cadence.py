@@ -97,6 +97,16 @@ def test_an_animators_own_rhythm_is_mixed(fps):
     assert cadence.cadence(np.diff(shown, prepend=-1) != 0, fps).label == "mixed"
 
 
+def test_what_an_encoder_mends_right_after_a_pose_is_no_pose():
+    rng = np.random.default_rng(2)
+    new = np.zeros(56, bool)
+    new[np.cumsum([0, 2, 2, 3, 1, 2, 4, 2, 2, 3, 1, 2, 4, 2, 2, 3, 1, 2, 4, 2, 2, 3, 1, 2])] = True
+    scores = np.where(new, rng.uniform(70, 105, 56), rng.uniform(1.7, 3.4, 56)).astype(np.float32)
+    mended = ~new & np.concatenate(([False], new[:-1]))
+    scores[mended] = rng.uniform(8, 13, mended.sum())
+    assert cadence.new_poses(scores, np.zeros(56, np.float32)).tolist() == new.tolist()
+
+
 def test_a_picture_that_an_encoder_mends_after_a_cut_is_one_pose():
     scores = np.full(40, 0.5, np.float32)
     scores[:3] = 150.0, 4.0, 1.6

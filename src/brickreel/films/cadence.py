@@ -144,9 +144,12 @@ def _divided(scores: Floats, held: NDArray[np.bool_], duplicate: float) -> NDArr
             result[on_beat[scores[on_beat] >= enough]] = False
         for frame in others:
             around = np.arange(max(1, frame - NEAR), min(len(scores), frame + NEAR + 1))
-            around = around[held[around] & (around != frame)]
-            level = float(np.median(scores[around])) if len(around) else 0.0
-            result[frame] = scores[frame] < OFF_BEAT * max(level, SMALLEST_NEW)
+            around = around[around != frame]
+            low, high = (scores[around[held[around] == kind]] for kind in (True, False))
+            level = max(float(np.median(low)) if len(low) else 0.0, SMALLEST_NEW)
+            # An encoder mends a picture right after it changed: what is nearer to noise than to a pose is held.
+            middle = np.sqrt(level * float(np.median(high))) if len(high) else np.inf
+            result[frame] = scores[frame] < max(OFF_BEAT * level, middle)
     return result
 
 
