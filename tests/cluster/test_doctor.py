@@ -48,6 +48,20 @@ def test_the_proposal_uses_the_largest_gpu_partition_and_an_account():
     }
 
 
+def test_of_a_partition_with_mixed_nodes_only_those_with_gpus_count():
+    listed = "all|up|1-0:0:0|2|8|8000|(null)|idle\nall|up|1-0:0:0|2|8|8000|gpu:h100:8|idle\n"
+    listed += "gpu|up|1-0:0:0|2|8|8000|gpu:h100:8|idle\ncpu*|up|1-0:0:0|2|8|8000|(null)|idle\n"
+    facts = FACTS._replace(partitions=site_facts.partitions(listed))
+    mixed = facts.partitions[0]
+    assert (mixed.nodes, mixed.gpu_nodes, mixed.gpus) == (4, 2, 8)
+    train = doctor.propose(facts)["train"]
+    assert (train["slurm_partition"], train["nodes"], train["tasks_per_node"]) == ("gpu", 2, 8)
+    assert doctor.site_lines(facts)["BRICKREEL_GPUS"] == "16"
+    asked = {"set-resources": {"train": train | {"slurm_partition": "all", "nodes": 4}}}
+    reasons = " ".join(check.reason for check in doctor.judge(facts, asked, []))
+    assert "train: `nodes` asks for 4 nodes, partition all has 2" in reasons
+
+
 def test_the_shipped_profile_keeps_its_comments_and_gets_the_values():
     before = (ROOT / "slurm/config.yaml").read_text()
     after = doctor.edit_profile(before, doctor.propose(FACTS))

@@ -80,6 +80,7 @@ def test_a_rule_fires_with_evidence_and_a_next_step(name):
         {"gpu_devices": devices(throttle_hw_pct=0.1)},
         {"time_pct": CLEAN | {"checkpoint": 3.0, "redone": 5.0, "init": 10.0, "unknown": 5.0}},
         {"ports": [PORT, PORT | {"tx_gb_s": 21.0}]},
+        {"ports": [PORT, PORT | {"port": "mlx5_9/1", "line_rate_gb_s": 200.0, "tx_gb_s": 0.1}]},
         {"gpu_devices": [gpu | {"tensor_pct": None} for gpu in devices()]},
         {"gpu_devices": [], "ports": [], "hosts": [], "preflight": None, "time_pct": None, "mfu_pct": None},
     ],

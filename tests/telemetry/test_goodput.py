@@ -71,10 +71,21 @@ def test_an_attempt_weighs_as_much_as_it_had_gpus(tmp_path):
 
 def test_an_attempt_that_was_cut_off_lasts_until_its_last_sign_of_life(tmp_path):
     write_steps(tmp_path, 0, 0, [1, 2], start_s=0.0)
-    (one,) = attempts(tmp_path, attempt(0, 0.0, None), {0: 7.0})
+    (one,) = attempts(tmp_path, attempt(0, 0.0, None), {0: (0.0, 7.0)})
     assert one.outcome is None
     assert one.length_s == 7
     assert goodput.causes(one)["tail"] == pytest.approx(5)
+
+
+def test_what_ran_before_the_first_row_and_after_the_last_one_was_allocated_too(tmp_path):
+    """Imports, meeting and the quick check come before an attempt's first row."""
+    write_steps(tmp_path, 0, 0, [1, 2], start_s=100.0)
+    (one,) = attempts(tmp_path, attempt(0, 90.0, 103.0), {0: (40.0, 105.0)})
+    assert (one.start_s, one.end_s) == (40, 105)
+    seconds = goodput.causes(one)
+    assert seconds["init"] == pytest.approx(60)
+    assert seconds["tail"] == pytest.approx(3)
+    assert sum(seconds.values()) == pytest.approx(65)
 
 
 def test_an_attempt_without_steps_only_started_up(tmp_path):

@@ -106,6 +106,23 @@ def test_the_cgroup_gives_cpu_working_set_kills_and_storage(proc, cgroups):
     assert row["allowed_cores"] == min(1.5, len(os.sched_getaffinity(0)))
 
 
+def test_of_a_slurm_job_the_jobs_own_cgroup_is_read_and_not_a_daemons_or_a_tasks(proc, cgroups, tmp_path):
+    """As Slurm lays them out under cgroup v2: slurmstepd and every task of a step stand apart below the job."""
+    job = tmp_path / "cgroup/system.slice/slurmstepd.scope/job_77"
+    for below in ("step_0/slurm", "step_0/user/task_0"):
+        (job / below).mkdir(parents=True)
+        (job / below / "cpu.stat").write_text("usage_usec 1\n")
+    (job / "cpu.stat").write_text("usage_usec 9000000\n")
+    (job / "memory.max").write_text("5000000\n")
+    (job / "cpuset.cpus.effective").write_text("0-15,32-47\n")
+    for below in ("/step_0/slurm", "/step_0/user/task_0", ""):
+        (proc / "10/cgroup").write_text(f"0::/system.slice/slurmstepd.scope/job_77{below}\n")
+        row = Host(10, proc, tmp_path / "cgroup").sample()
+        assert row["cgroup_cpu_s"] == pytest.approx(9)
+        assert row["cgroup_mem_limit_b"] == 5000000
+        assert row["allowed_cores"] == 32, "of the job, not of the rank that started the recorder"
+
+
 def test_without_a_cgroup_its_columns_are_absent_and_the_rest_stays(proc, tmp_path):
     row = Host(10, proc, tmp_path / "none").sample()
     assert row.get("cgroup_cpu_s") is None

@@ -151,6 +151,12 @@ def test_two_recorders_never_share_a_file(tmp_path):
     assert {recorder.claim(tmp_path, "a").name for _ in range(3)} == {"1-a.arrow", "2-a.arrow", "3-a.arrow"}
 
 
-def test_a_strange_node_name_stays_a_file_name(monkeypatch):
-    monkeypatch.setenv("SLURMD_NODENAME", "../node 1/-x")
-    assert recorder.node_name() == ".._node_1__x"
+def test_a_strange_node_name_stays_a_file_name():
+    assert recorder.file_name("../node 1/-x") == ".._node_1__x"
+
+
+def test_a_name_with_hyphens_is_the_same_in_the_record_as_in_the_logs(tmp_path):
+    assert start(tmp_path, "pass", SLURMD_NODENAME="ip-10-0-0-1").wait(30) == 0
+    path = only(tmp_path)
+    assert path.name == "1-ip_10_0_0_1.parquet"
+    assert recordings.read(path).node == "ip-10-0-0-1"

@@ -137,7 +137,11 @@ def _section(name: str, section: Mapping[str, Any], partitions: Mapping[str, Par
     _, gpus = site_facts.gpus_of(str(section.get("gres", "")))
     tasks = int(section.get("tasks_per_node", 1))
     limits = {
-        "nodes": (int(section.get("nodes", 1)), partition.nodes, "nodes"),
+        "nodes": (
+            int(section.get("nodes", 1)),
+            partition.gpu_nodes if 0 < gpus <= partition.gpus else partition.nodes,
+            "nodes",
+        ),
         "gres": (gpus, partition.gpus, "GPUs per node"),
         "cpus_per_task": (tasks * int(section.get("cpus_per_task", 1)), partition.cpus, "CPUs per node in all"),
         "mem_mb": (int(section.get("mem_mb", 0)), partition.memory_mb, "MB per node"),
@@ -156,7 +160,7 @@ def propose(facts: Facts) -> dict[str, dict[str, Any]]:
     """Section -> key -> value for the profile."""
     with_gpus = [one for one in facts.partitions if one.gpus and one.up]
     without = [one for one in facts.partitions if not one.gpus and one.up]
-    gpu = max(with_gpus, key=lambda one: (one.gpus * one.nodes, one.max_minutes), default=None)
+    gpu = max(with_gpus, key=_usefulness, default=None)
     plain = next((one for one in without if one.default), None) or max(
         without, key=lambda one: (one.max_minutes, one.cpus * one.nodes), default=gpu
     )
@@ -172,7 +176,7 @@ def propose(facts: Facts) -> dict[str, dict[str, Any]]:
             found[stage] = {"slurm_partition": gpu.name, "gres": "gpu:1"}
         for stage in LAUNCHED:
             found[stage] = {
-                "nodes": min(MOST_NODES, gpu.nodes),
+                "nodes": min(MOST_NODES, gpu.gpu_nodes),
                 "tasks_per_node": gpu.gpus,
                 "cpus_per_task": max(1, min(MOST_CPUS, gpu.cpus // gpu.gpus)),
                 "slurm_partition": gpu.name,
@@ -182,12 +186,17 @@ def propose(facts: Facts) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _usefulness(partition: Partition) -> tuple[int, bool, int]:
+    """The most GPUs; of equal ones the partition that holds no other nodes, then the one with more time."""
+    return partition.gpus * partition.gpu_nodes, partition.gpu_nodes == partition.nodes, partition.max_minutes
+
+
 def site_lines(facts: Facts) -> dict[str, str]:
     """Assignments for site.env; a name with a space is a whole line."""
     found = {}
-    gpu = max((one for one in facts.partitions if one.gpus), key=lambda one: one.gpus * one.nodes, default=None)
+    gpu = max((one for one in facts.partitions if one.gpus and one.up), key=_usefulness, default=None)
     if gpu:
-        found["BRICKREEL_GPUS"] = str(min(MOST_NODES, gpu.nodes) * gpu.gpus)
+        found["BRICKREEL_GPUS"] = str(min(MOST_NODES, gpu.gpu_nodes) * gpu.gpus)
         if gpu.gpu_type:
             found["BRICKREEL_GPU"] = gpu.gpu_type.upper()
     if facts.modules:

@@ -31,7 +31,9 @@ class Partition(NamedTuple):
     memory_mb: int
     gpu_type: str
     gpus: int
-    """Per node."""
+    """Per node that has any."""
+    gpu_nodes: int
+    """Nodes with so many: a partition may hold nodes without GPUs too."""
 
 
 class Facts(NamedTuple):
@@ -96,6 +98,7 @@ def partitions(listed: str) -> tuple[Partition, ...]:
             int(memory.rstrip("+")),
             kind,
             gpus,
+            nodes if gpus else 0,
         )
         before = found.get(here.name)
         found[here.name] = here if before is None else _together(before, here)
@@ -103,9 +106,10 @@ def partitions(listed: str) -> tuple[Partition, ...]:
 
 
 def _together(a: Partition, b: Partition) -> Partition:
-    richer = max(a, b, key=lambda one: one.gpus * one.nodes)
+    richer = max(a, b, key=lambda one: one.gpus * one.gpu_nodes)
     return richer._replace(
         nodes=a.nodes + b.nodes,
+        gpu_nodes=sum(one.gpu_nodes for one in (a, b) if one.gpus == richer.gpus),
         usable=a.usable + b.usable,
         cpus=min(a.cpus, b.cpus),
         memory_mb=min(a.memory_mb, b.memory_mb),

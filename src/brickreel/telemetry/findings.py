@@ -289,9 +289,11 @@ def _share_rule(cause: str, limit: float, claim: str, do: str) -> Callable[[dict
 def network(summary: dict[str, Any]) -> Iterator[Finding]:
     """InfiniBand links that went down, recovered, or carry less than their peers."""
     for run in summary["runs"]:
-        rates = [port["tx_gb_s"] for port in run["ports"] if port["tx_gb_s"] is not None]
-        lines = [port["line_rate_gb_s"] for port in run["ports"] if port["line_rate_gb_s"] is not None]
         for port in run["ports"]:
+            # The same port of every node: others of a node may be slower by design, for storage or management.
+            peers = [other for other in run["ports"] if other["port"] == port["port"]]
+            rates = [other["tx_gb_s"] for other in peers if other["tx_gb_s"] is not None]
+            lines = [other["line_rate_gb_s"] for other in peers if other["line_rate_gb_s"] is not None]
             signs = [f"{port['link_downed']:.0f} times down"] if port["link_downed"] else []
             if port["line_rate_gb_s"] is not None and port["line_rate_gb_s"] < max(lines):
                 signs.append(f"a line rate of {port['line_rate_gb_s']:.0f} Gb/s where others have {max(lines):.0f}")

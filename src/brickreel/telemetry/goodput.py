@@ -67,34 +67,39 @@ class Attempt:
 
 
 def attempts_of(
-    log: Sequence[Mapping[str, Any]], steps: Mapping[int, Steps], last_seen_s: Mapping[int, float] | None = None
+    log: Sequence[Mapping[str, Any]],
+    steps: Mapping[int, Steps],
+    seen_s: Mapping[int, tuple[float, float]] | None = None,
 ) -> list[Attempt]:
     """Attempts in order, from the attempts log and the step logs.
 
-    An attempt without an end row was cut off (or still runs): it ends at its last step or, where later, at
-    `last_seen_s[attempt]`, the last sign of life in the telemetry.
+    `seen_s[attempt]` are the first and the last sign of life in the telemetry: an attempt lasts at least from the one
+    to the other. Without an end row, of an attempt that was cut off or still runs, that or its last step is its end.
     """
     starts = {row["attempt"]: row for row in log if row["event"] == "start"}
     ends = {row["attempt"]: row for row in log if row["event"] == "end"}
     result = []
     for number in sorted(starts.keys() | steps.keys()):
-        seen = (last_seen_s or {}).get(number)
+        seen = (seen_s or {}).get(number)
         result.append(_attempt(number, starts.get(number, {}), ends.get(number), steps.get(number, Steps()), seen))
     _mark_kept(result)
     return result
 
 
 def _attempt(
-    number: int, start: Mapping[str, Any], end: Mapping[str, Any] | None, steps: Steps, seen_s: float | None
+    number: int, start: Mapping[str, Any], end: Mapping[str, Any] | None, steps: Steps, seen: tuple[float, float] | None
 ) -> Attempt:
     times = steps.by_rank["time_s"]
     first = float(np.nanmin(times[0] - steps.by_rank["step_s"][0])) if len(times) else 0.0
     start_s = start.get("time_s", first)
     last = float(np.nanmax(times)) if len(times) else start_s
+    end_s = end["time_s"] if end else max(start_s, last)
+    if seen:
+        start_s, end_s = min(start_s, seen[0]), max(end_s, seen[1])
     return Attempt(
         number,
         start_s,
-        end["time_s"] if end else max(start_s, last, seen_s or start_s),
+        end_s,
         max(steps.ranks, start.get("world_size") or 1),
         start.get("gpus") or 0,
         steps,

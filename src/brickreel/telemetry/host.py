@@ -1,6 +1,7 @@
 """CPU, memory, storage and network of the host: /proc, cgroup v2, NFS and Lustre statistics."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,10 +42,19 @@ class Host:
             "node_cpu_busy_s": (sum(cpu[:3]) + sum(cpu[5:8])) * self.tick_s,
             "node_cpu_iowait_s": cpu[4] * self.tick_s,
             "node_cores": os.cpu_count(),
-            "allowed_cores": min(len(os.sched_getaffinity(0)), self._quota_cores()),
+            "allowed_cores": min(self._set_cores(), self._quota_cores()),
             "node_mem_total_b": int(memory["MemTotal"].split()[0]) * 1024,
             "node_mem_available_b": int(memory["MemAvailable"].split()[0]) * 1024,
         }
+
+    def _set_cores(self) -> int:
+        """Cores of the job's set; this process's own binding may be that of a single rank."""
+        try:
+            cores = (self.cgroup / "cpuset.cpus.effective").read_text() if self.cgroup else ""
+            spans = [part.partition("-") for part in cores.strip().split(",") if part]
+            return sum(int(last or first) - int(first) + 1 for first, _, last in spans) or len(os.sched_getaffinity(0))
+        except (OSError, ValueError):
+            return len(os.sched_getaffinity(0))
 
     def _quota_cores(self) -> float:
         try:
@@ -164,14 +174,18 @@ def _attempt(part: Callable[[], Row]) -> Row:
 
 
 def _cgroup_of(process: Path, root: Path) -> Path | None:
-    """The process's cgroup v2 folder; None where the kernel or the container offers none."""
+    """The process's cgroup v2 folder; None where the kernel or the container offers none.
+
+    Of a Slurm job it is the job's own: below `job_7` every step and task has one, and slurmstepd another.
+    """
     try:
         lines = (process / "cgroup").read_text().splitlines()
     except OSError:
         return None
     for line in lines:
         if line.startswith("0::"):
-            path = root / line[3:].lstrip("/")
+            job = re.match(r"/(?:.*/)?job_\d+(?=/|$)", line[3:])
+            path = root / (job[0] if job else line[3:]).lstrip("/")
             return path if (path / "cpu.stat").exists() else None
     return None
 

@@ -40,9 +40,9 @@ def recording(stage: str, part: str, settings: Telemetry, enabled: bool = True) 
 
 
 def _start(stage: str, part: str, settings: Telemetry) -> subprocess.Popen[bytes] | None:
-    node = node_name()
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname() or "localhost"
     try:
-        path = claim(FOLDER / stage / part, node)
+        path = claim(FOLDER / stage / part, file_name(node))
         order = {
             "path": str(path),
             "pid": os.getpid(),
@@ -77,10 +77,9 @@ def _finish(sampler: subprocess.Popen[bytes]) -> None:
         logger.warning("telemetry: the recorder ended with status %d: see the .err file under %s", code, FOLDER)
 
 
-def node_name() -> str:
-    """This node as Slurm calls it, else its host name, reduced to what may stand in a file name."""
-    name = os.environ.get("SLURMD_NODENAME") or socket.gethostname() or "localhost"
-    return re.sub(r"[^A-Za-z0-9._]", "_", name)
+def file_name(node: str) -> str:
+    """A node's name reduced to what may stand after the hyphen of a recording's name; its facts hold it as it is."""
+    return re.sub(r"[^A-Za-z0-9._]", "_", node)
 
 
 def claim(folder: Path, node: str) -> Path:

@@ -91,7 +91,8 @@ def read(path: Path) -> Recording:
     if "" not in devices or not len(devices[""]["time_s"]):
         raise ValueError("no sample was written before the recorder ended")
     part = path.parent
-    return Recording(part.parent.name, part.name, int(attempt), node, path, facts, devices, events)
+    # Only the facts have the name as Slurm and the logs write it: a hyphen in it divides a file's name.
+    return Recording(part.parent.name, part.name, int(attempt), facts.get("node") or node, path, facts, devices, events)
 
 
 Content = tuple[dict[str, str], dict[str, dict[str, Array]], list[Event]]

@@ -13,6 +13,8 @@ from brickreel.telemetry.project import RunFiles
 from brickreel.telemetry.recordings import Array
 
 CURVE_POINTS = 240
+SLACK_S = 2.0
+"""Between the clocks of two nodes, and for a recorder that starts late."""
 RECOMPUTE = 4 / 3
 """Forward and backward cost 1 and 2 forward passes; recomputing every block adds one more."""
 
@@ -20,15 +22,21 @@ Recorded = Sequence[Digest]
 
 
 def attempts_of(run: RunFiles, recorded: Recorded) -> list[Attempt]:
-    """The run's attempts; one that was cut off lasts until its last sample in the telemetry."""
+    """The run's attempts, each as long as the recorder saw its processes.
+
+    An attempt writes its first row when its ranks have met and passed the quick check, and one that was cut off writes
+    no last one: the recorder was there before and after.
+    """
     starts = sorted((row["time_s"], row["attempt"]) for row in run.attempts if row["event"] == "start")
-    last_seen: dict[int, float] = {}
-    for index, (begin, number) in enumerate(starts):
-        until = starts[index + 1][0] if index + 1 < len(starts) else np.inf
-        inside = [item.span_s[1] for item in recorded if begin - 60 <= item.span_s[0] < until]
-        if inside:
-            last_seen[number] = min(max(inside), until)
-    return goodput.attempts_of(run.attempts, run.steps, last_seen)
+    seen: dict[int, tuple[float, float]] = {}
+    for item in recorded:
+        first, last = item.span_s
+        within = [number for begin, number in starts if first - SLACK_S <= begin <= last + SLACK_S]
+        before = [number for begin, number in starts if begin < first]
+        if number := (within or before)[-1:]:
+            low, high = seen.get(number[0], (first, last))
+            seen[number[0]] = (min(low, first), max(high, last))
+    return goodput.attempts_of(run.attempts, run.steps, seen)
 
 
 def summarise(

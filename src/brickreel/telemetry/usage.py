@@ -23,7 +23,8 @@ def host(recording: Recording) -> dict[str, Any]:
     source = cpu_source(recording)
     recorded_s = recordings.increase(rows[f"{source}_cpu_s"])
     rates, _ = recordings.rate(rows[f"{source}_cpu_s"], rows["mono_s"])
-    memory = "cgroup_mem_peak_b" if source == "cgroup" and _known(rows, "cgroup_mem_peak_b") else "tree_rss_b"
+    # Not memory.peak: it holds the cache of files, which grows up to the limit and is given back when it is needed.
+    memory = "cgroup_mem_b" if source == "cgroup" and _known(rows, "cgroup_mem_b") else "tree_rss_b"
     io = "cgroup" if source == "cgroup" and _known(rows, "cgroup_read_b") else "tree"
     expected = wall_s / recording.period_s + 1
     return {
