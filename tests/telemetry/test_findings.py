@@ -126,6 +126,12 @@ def test_on_a_single_crowded_node_the_crowd_is_the_cause():
     assert "waited for a core for 60.0 %" in claim
 
 
+def test_where_all_nodes_are_crowded_the_crowd_is_named_too():
+    hosts = [summaries.HOST | {"run_delay_pct": 41.0}, summaries.HOST | {"node": "node1", "run_delay_pct": 47.0}]
+    claim = findings.find(summary(run(stragglers=[SLOW], hosts=hosts)))[0]["claim"]
+    assert "waited for a core for 41.0 % of the time; so did those of other nodes" in claim
+
+
 def test_a_whole_node_is_never_told_to_ask_for_fewer_cores():
     assert findings.find(summary(stages=[STAGE | {"cores_allowed": 104.0, "cores_p99": 3.0}])) == []
 

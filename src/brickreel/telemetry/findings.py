@@ -112,8 +112,9 @@ def _host_signs(own: dict[str, Any], peers: list[dict[str, Any]]) -> list[str]:
         if own[name] is not None and known and own[name] > median(known) + MORE_PCT:
             signs.append(text.format(own[name]) + f", those of its peers {median(known):.1f} %")
     waited = own["run_delay_pct"]
-    if not peers and waited is not None and waited > CROWDED_PCT:
-        signs.append(f"the processes of its node waited for a core for {waited:.1f} % of the time")
+    if not signs and waited is not None and waited > CROWDED_PCT:
+        also = "; so did those of other nodes" if peers else ""
+        signs.append(f"the processes of its node waited for a core for {waited:.1f} % of the time{also}")
     known = [peer["cores_mean"] for peer in peers if peer["cores_mean"] is not None]
     if own["cores_mean"] is not None and known and own["cores_mean"] < 0.9 * median(known):
         signs.append(f"its processes got {own['cores_mean']:.2f} cores, those of its peers {median(known):.2f}")
@@ -123,7 +124,7 @@ def _host_signs(own: dict[str, Any], peers: list[dict[str, Any]]) -> list[str]:
 MORE_PCT = 5.0
 """Points by which a slow rank's node must stand out; alone, without a slow rank, it is no finding."""
 CROWDED_PCT = 20.0
-"""Waiting for a core, of all processes of a run's only node, that explains a slow rank there."""
+"""Waiting for a core that explains a slow rank by itself, also where all nodes are crowded."""
 THROTTLE_WORDS = {
     "power": "held at the power cap",
     "thermal": "slowed by software for heat",
