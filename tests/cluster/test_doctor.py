@@ -58,7 +58,9 @@ def test_of_a_partition_with_mixed_nodes_only_those_with_gpus_count():
     assert (train["slurm_partition"], train["nodes"], train["tasks_per_node"]) == ("gpu", 2, 8)
     assert doctor.site_lines(facts)["BRICKREEL_GPUS"] == "16"
     asked = {"set-resources": {"train": train | {"slurm_partition": "all", "nodes": 4}}}
-    reasons = " ".join(check.reason for check in doctor.judge(facts, asked, []))
+    checks = doctor.judge(facts, asked, [])
+    assert checks[1].value.startswith("all (4/4 nodes, 2 of them with 8 GPUs), gpu (2/2 nodes, 8 GPUs each), cpu (2/2")
+    reasons = " ".join(check.reason for check in checks)
     assert "train: `nodes` asks for 4 nodes, partition all has 2" in reasons
 
 

@@ -81,7 +81,7 @@ def _looks(facts: Facts, wanted: Mapping[str, Mapping[str, Any]]) -> list[Look]:
 
 def judge(facts: Facts, profile: Mapping[str, Any], looks: Sequence[Look]) -> list[Check]:
     """Compare the profile with the cluster, and say what was found there."""
-    shown = [f"{p.name} ({p.usable}/{p.nodes} nodes, {p.gpus} GPUs each)" for p in facts.partitions]
+    shown = [_described(partition) for partition in facts.partitions]
     checks = [
         Check("slurm", "all", "pass", facts.version),
         Check("partitions", "all", "pass", ", ".join(shown)),
@@ -99,6 +99,14 @@ def judge(facts: Facts, profile: Mapping[str, Any], looks: Sequence[Look]) -> li
         result = "pass" if not look.problem else "warn" if "became free" in look.problem else "fail"
         checks.append(Check("file system", look.node or look.partition, result, "", "", "", reason))  # type: ignore[arg-type]
     return checks
+
+
+def _described(partition: Partition) -> str:
+    """`gpu (2/2 nodes, 8 GPUs each)`: usable nodes of all, and what GPUs they have."""
+    gpus = f", {partition.gpus} GPUs each" if partition.gpus else ""
+    if gpus and partition.gpu_nodes < partition.nodes:
+        gpus = f", {partition.gpu_nodes} of them with {partition.gpus} GPUs"
+    return f"{partition.name} ({partition.usable}/{partition.nodes} nodes{gpus})"
 
 
 def _software(facts: Facts) -> str:

@@ -64,7 +64,8 @@ def gather() -> Facts:
     version = slurm.ask("sinfo", "--version")
     settings = slurm.ask("scontrol", "show", "config")
     if settings.returncode:
-        raise ValueError(f"Slurm does not answer: {settings.stderr.strip().splitlines()[-1:] or ['no message']}"[:300])
+        said = settings.stderr.strip().splitlines()
+        raise ValueError(f"Slurm does not answer: {said[-1][:300] if said else 'no message'}")
     listed = slurm.ask("sinfo", "-h", "-e", "-o", "%P|%a|%l|%D|%c|%m|%G|%t").stdout
     user = getpass.getuser()
     accounts = slurm.ask("sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=Account").stdout.split()
