@@ -97,6 +97,15 @@ def test_an_animators_own_rhythm_is_mixed(fps):
     assert cadence.cadence(np.diff(shown, prepend=-1) != 0, fps).label == "mixed"
 
 
+def test_holds_that_hardly_stand_out_are_found_where_they_keep_the_beat():
+    rng = np.random.default_rng(3)
+    scores = np.where(np.arange(60) % 2 == 0, rng.uniform(90, 130, 60), rng.uniform(3, 6, 60)).astype(np.float32)
+    # Towards the end less moves, and is compressed more coarsely.
+    scores[40:] = np.where(np.arange(20) % 2 == 0, rng.uniform(15, 20, 20), rng.uniform(7, 9, 20))
+    new = cadence.new_poses(scores, np.zeros(60, np.float32))
+    assert np.flatnonzero(new).tolist() == list(range(0, 60, 2))
+
+
 def test_what_an_encoder_mends_right_after_a_pose_is_no_pose():
     rng = np.random.default_rng(2)
     new = np.zeros(56, bool)

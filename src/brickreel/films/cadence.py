@@ -30,9 +30,11 @@ LIGHT_ROUNDING = 150.0
 STEADY, EVEN = 0.8, 1.3
 # The middles of the heaps are apart by the first factor, or by the second where so wide a gap is between them.
 SEPARATION, NEAR_SEPARATION, WIDE_GAP = 4.0, 2.5, 1.6
-# A shot has a beat where this share of its holds have one length. A frame on the beat within a longer hold is a new
-# pose if it stands out from the others there by this factor, any other if it does so from all held frames near it.
-BEAT, ON_BEAT, OFF_BEAT = 0.6, 1.25, 2.5
+# A shot has a beat where this share of its plain holds have one length, and these fill this share of its frames.
+BEAT, COVERED = 0.6, 0.4
+# A frame on the beat within a longer hold is a new pose if it stands out from the others there by the first factor, any
+# other if it does so from all held frames near it by the second.
+ON_BEAT, OFF_BEAT = 1.25, 2.5
 # Frames on either side that are near; frames after a cut in which an encoder mends its first picture.
 NEAR, SETTLING = 12, 4
 
@@ -82,7 +84,10 @@ def _held(scores: NDArray[np.float64], duplicate: float) -> NDArray[np.bool_]:
     held = scores < valley
     clear = inner[inner >= valley].min() >= CLEAR_GAP * inner[inner < valley].max()
     contrasts = (CLEAR_CONTRAST, CLEAR_EDGE_CONTRAST) if clear else (CONTRAST, EDGE_CONTRAST)
-    return _divided(scores, _stands_out(scores, held, *contrasts), duplicate)
+    sure = _stands_out(scores, held, *contrasts)
+    doubtful = held & ~sure
+    beat = _beat(sure, doubtful)
+    return _divided(scores, sure | _keeps_the_beat(scores, doubtful, beat), beat, duplicate)
 
 
 def _valley(scores: NDArray[np.float64]) -> float | None:
@@ -128,13 +133,32 @@ def _stands_out(
     return result
 
 
-def _divided(scores: Floats, held: NDArray[np.bool_], duplicate: float) -> NDArray[np.bool_]:
+def _beat(held: NDArray[np.bool_], doubtful: NDArray[np.bool_]) -> int:
+    """Frames per pose of a shot that is mostly held for one and the same time, 0 where there is no such time."""
+    starts = np.flatnonzero(~held)
+    lengths = np.diff(np.append(starts, len(held)))
+    after = np.append(doubtful[1:], False)
+    lengths = lengths[~doubtful[starts] & ~after[starts]]
+    usual = int(np.bincount(lengths).argmax()) if len(lengths) else 0
+    as_usual = lengths == usual
+    return usual if usual > 1 and as_usual.mean() >= BEAT and usual * as_usual.sum() >= COVERED * len(held) else 0
+
+
+def _keeps_the_beat(scores: Floats, doubtful: NDArray[np.bool_], beat: int) -> NDArray[np.bool_]:
+    """Of the runs of frames that may be held those that last a beat and whose neighbours stand out a little."""
+    result = np.zeros(len(scores), bool)
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], doubtful.astype(np.int8), [0]))))
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        around = scores[[start - 1, min(end, len(scores) - 1)]]
+        result[start:end] = end - start == beat - 1 and around.min() >= ON_BEAT * scores[start:end].max()
+    return result
+
+
+def _divided(scores: Floats, held: NDArray[np.bool_], beat: int, duplicate: float) -> NDArray[np.bool_]:
     """Divide holds that are several poses: where a puppet hardly moves, it scores less than noise does elsewhere."""
     result = held.copy()
     starts = np.flatnonzero(~held)
     lengths = np.diff(np.append(starts, len(held)))
-    usual = int(np.bincount(lengths).argmax())
-    beat = usual if usual > 1 and np.mean(lengths == usual) >= BEAT else 0
     for start, length in zip(starts, lengths, strict=True):
         inside = np.arange(start + 1, start + length)
         on_beat = inside[(inside - start) % beat == 0] if beat and length % beat == 0 else inside[:0]
