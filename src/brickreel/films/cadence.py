@@ -145,12 +145,16 @@ def _beat(held: NDArray[np.bool_], doubtful: NDArray[np.bool_]) -> int:
 
 
 def _keeps_the_beat(scores: Floats, doubtful: NDArray[np.bool_], beat: int) -> NDArray[np.bool_]:
-    """Of the runs of frames that may be held those that last a beat and whose neighbours stand out a little."""
+    """Of the runs of frames that may be held the beats whose first frame and the next one's stand out a little."""
     result = np.zeros(len(scores), bool)
     edges = np.flatnonzero(np.diff(np.concatenate(([0], doubtful.astype(np.int8), [0]))))
     for start, end in zip(edges[::2], edges[1::2], strict=True):
-        around = scores[[start - 1, min(end, len(scores) - 1)]]
-        result[start:end] = end - start == beat - 1 and around.min() >= ON_BEAT * scores[start:end].max()
+        if not beat or (end - start + 1) % beat:
+            continue
+        for first in range(start, end, beat):
+            last = first + beat - 1
+            around = scores[[first - 1, min(last, len(scores) - 1)]]
+            result[first:last] = around.min() >= ON_BEAT * scores[first:last].max()
     return result
 
 
