@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
 from click.testing import CliRunner
 
+from brickreel import config
+from brickreel.films import inspect
 from brickreel.films.inspect import command
 from films import synth
 
@@ -29,3 +32,9 @@ def test_shots_poses_and_clips_as_json(tmp_path, monkeypatch):
 
 def test_no_film_is_one_sentence_and_a_status(tmp_path):
     assert CliRunner().invoke(command, [str(tmp_path / "none.mp4")]).exit_code == 1
+    settings = config.load({})
+    with pytest.raises(FileNotFoundError, match="it is a folder"):
+        inspect.inspect(tmp_path, settings)
+    (tmp_path / "notes.mp4").write_text("no film")
+    with pytest.raises(ValueError, match=r"notes\.mp4 is not a video file"):
+        inspect.inspect(tmp_path / "notes.mp4", settings)

@@ -30,6 +30,14 @@ def test_the_number_of_shards_changes_nothing(films_project):
     assert after.drop(columns="crop").equals(before.drop(columns="crop"))
 
 
+def test_fewer_shards_leave_no_film_twice(films_project):
+    before = len(rows())
+    project.run("analyze", shards=5)
+    project.run("analyze", shards=1)
+    assert [part.name for part in analyze.OUTPUT.glob("*.parquet")] == ["00.parquet"]
+    assert len(rows()) == before
+
+
 def test_a_film_that_fails_has_its_reason_and_harms_no_other(films_project):
     path = films_project / project.SECOND
     path.write_bytes(path.read_bytes()[:2000])

@@ -76,6 +76,13 @@ def test_the_folder_is_loaded_by_datasets(films_project, tmp_path):
     assert all(row["video"]["path"].endswith(f"{row['clip_id']}.mp4") for row in rows)
 
 
+def test_fewer_shards_leave_no_clip_twice(films_project):
+    project.run("cut", shards=5)
+    project.run("cut", shards=1)
+    listed = [row["clip_id"] for row in tables.read("cut_index", cut.OUTPUT).to_pylist() if row["kind"] == "clip"]
+    assert sorted(listed) == sorted(chosen())
+
+
 def test_a_second_run_writes_nothing_anew(films_project):
     before = times(cut.CLIPS)
     project.run("cut")

@@ -18,9 +18,12 @@ def inspect(path: str | os.PathLike[str], settings: config.Config) -> dict[str, 
     Raises FileNotFoundError, or ValueError when the film cannot be decoded.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no film {path}")
-    facts = probe.probe(path)
-    found = signals.read(path, settings.analyze.height, settings.analyze.transnet, settings.analyze.threads)
+        raise FileNotFoundError(f"there is no film {path}{': it is a folder' if Path(path).is_dir() else ''}")
+    try:
+        facts = probe.probe(path)
+        found = signals.read(path, settings.analyze.height, settings.analyze.transnet, settings.analyze.threads)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
     clips = candidates.find(_frames(found, facts), _films(facts), settings.curate)
     return {
         "film": os.fspath(path),
