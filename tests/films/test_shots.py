@@ -47,6 +47,17 @@ def test_poses_that_are_held_between_two_others_are_no_dissolve():
     assert not shots.blends(on_threes)[0].any()
 
 
+def test_holds_beside_a_blend_are_no_part_of_it_and_a_repeated_frame_inside_ends_nothing():
+    rng = np.random.default_rng(1)
+    each = rng.integers(40, 220, (30, 27, 48, 3), dtype=np.uint8)
+    held = np.repeat(np.arange(8), 3)
+    blend = [8, 9, 10, 11, 11, 12, 13, 14, 15, 16]
+    shown = each[[*held, *blend, *np.repeat(np.arange(17, 25), 3)]]
+    kinds = np.zeros(len(shown), np.int8)
+    kinds[21:40] = 1
+    assert shots.runs(shots.trimmed(kinds, shown) > 0) == [(24, 34)]
+
+
 def test_letterboxed_scenes_are_told_apart(tmp_path):
     film = synth.Film()
     for seed in (1, 2):

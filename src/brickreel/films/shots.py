@@ -36,6 +36,8 @@ BLACK, CHANGED = 30, 24
 # Grey levels by which a picture differs from a repetition of itself; share of the frames of a blend that go on, where
 # every frame was shown twice or more; what may be left of a plain blend near its ends.
 REPEATED, STEADY_BLEND, PLAIN_ENDS = 0.5, 0.39, 0.08
+# Of so many frames at most this share change where poses are held.
+HELD_WINDOW, HELD_CHANGES = 6, 0.5
 
 
 class Shot(NamedTuple):
@@ -116,8 +118,7 @@ def blends(pictures: NDArray[np.uint8]) -> tuple[NDArray[np.int8], NDArray[np.bo
     kinds = np.zeros(count, np.int8)
     doubtful = np.zeros(count, bool)
     flat = _pooled(pictures)
-    changed = np.ones(count, bool)
-    changed[1:] = np.abs(np.diff(flat, axis=0)).mean(axis=1) > REPEATED
+    changed = _changed(flat)
     for reach in REACHES:
         if count <= 2 * reach:
             continue
@@ -146,6 +147,13 @@ def _pooled(pictures: NDArray[np.uint8]) -> Floats:
     even = even[:, 0::2] + even[:, 1::2]
     even = even[:, :, 0::2] + even[:, :, 1::2]
     return np.asarray(even / 4, np.float32).reshape(len(pictures), -1)
+
+
+def _changed(flat: Floats) -> NDArray[np.bool_]:
+    """Whether each picture differs from the one before it."""
+    changed = np.ones(len(flat), bool)
+    changed[1:] = np.abs(np.diff(flat, axis=0)).mean(axis=1) > REPEATED
+    return changed
 
 
 def _exact_ranges(flat: Floats, kinds: NDArray[np.int8]) -> NDArray[np.int8]:
@@ -220,6 +228,25 @@ def transitions(scores: Floats, kinds: NDArray[np.int8]) -> list[str]:
         if not names[frame] and frame:
             names[frame] = "cut"
     return names
+
+
+def trimmed(kinds: NDArray[np.int8], pictures: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Blends without the holds at their ends: a blend changes from frame to frame, and before and after it poses are
+    held. A repeated frame that a conversion of rate has put into a blend ends nothing."""
+    changed = _changed(_pooled(pictures))
+    result = kinds.copy()
+    for start, end in runs(kinds > 0):
+        middle = (start + end) // 2
+        for frame in range(middle, end):
+            if not changed[frame] and changed[frame : frame + HELD_WINDOW].mean() <= HELD_CHANGES:
+                # The frame before it is the pose that it repeats.
+                result[frame - 1 : end] = 0
+                break
+        for frame in range(middle, start, -1):
+            if not changed[frame] and changed[max(0, frame - HELD_WINDOW + 1) : frame + 1].mean() <= HELD_CHANGES:
+                result[start : frame + 1] = 0
+                break
+    return result
 
 
 def runs(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:

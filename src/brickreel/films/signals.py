@@ -151,6 +151,7 @@ class _Boundaries:
         kinds, doubtful = shots.blends(pictures)
         if self.network != "off":
             scores, kinds = self._ask(pictures, scores, kinds, doubtful)
+        kinds = shots.trimmed(kinds, pictures)
         self.scores.append(scores[self.context : end])
         self.kinds.append(kinds[self.context : end])
         keep = max(0, end - shots.CONTEXT)
