@@ -73,3 +73,5 @@ class Export(Section):
 
     weights: Literal["ema", "raw"] = "ema"
     """The moving average of the weights, or the last step's own."""
+    dataset: bool = True
+    """Lay the run's clips with their captions beside the model, as links where the file system can."""

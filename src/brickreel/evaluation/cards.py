@@ -91,7 +91,7 @@ def model_card(config: Config, run: str, facts: Mapping[str, Any]) -> str:
 
     Args:
         facts: weights ("ema" or "raw"), step, samples, scores, gauge, films, licences, captioners, fingerprint and
-            heldout: what `stages.export.gather` returns.
+            heldout, energy: what `stages.export.gather` returns.
     """
     settings = config.run(run).model_dump(mode="json")
     return _render(
@@ -110,6 +110,24 @@ def model_card(config: Config, run: str, facts: Mapping[str, Any]) -> str:
 def dataset_card(config: Config, run: str, facts: Mapping[str, Any]) -> str:
     """DATASET.md of the exported folder: every film with its licence and rights holder; `facts` as for the model."""
     return _render("dataset_card.md.j2", name=config.project.name, run=run, **facts)
+
+
+def dataset_front(run: str, splits: Iterable[str]) -> str:
+    """The metadata that the hub reads on top of a dataset's card: splits are folders."""
+    front = {
+        "pretty_name": f"Clips of {run}",
+        "task_categories": ["text-to-video"],
+        "tags": ["brickreel", "stop-motion"],
+        "license": "other",
+        "license_name": "see-table-of-films",
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"{split}/**"} for split in splits],
+            }
+        ],
+    }
+    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n"
 
 
 def _front(config: Config, run: str) -> str:

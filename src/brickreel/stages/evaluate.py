@@ -219,7 +219,7 @@ def _nearest_sheet(
         theirs = poses.pictures_of(near, [first, last_pose], _stride(data), config.sample.resolution)
         rows.append([*sheets.spread(video.read(one.row["path"]), 2), *theirs])
         copied = ": a copy by AuthPct's criterion" if one.values.get(scoring.measures.COPIES.name) == 1.0 else ""
-        labels.append(f"{one.row['prompt']} (seed {one.row['seed']}): {one.nearest.distance:.2f}{copied}")
+        labels.append(f"{one.nearest.distance:.2f}{copied}, seed {one.row['seed']}: {one.row['prompt']}")
     columns = ["sample, first", "sample, last", "nearest clip, first", "nearest clip, last"]
     subtitle = "distance of normalised thumbnails: 0 is a copy, 1.4 unrelated; nearest pair first"
     sheets.grid(path, rows, labels, columns, f"{run}: nearest training clips", subtitle)

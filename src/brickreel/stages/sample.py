@@ -179,10 +179,11 @@ def _sheet_of_step(rows: list[dict[str, Any]], path: Path, title: str) -> None:
 
 
 def _label(row: dict[str, Any]) -> str:
+    """What tells videos of a prompt apart comes first: a long prompt is cut at its end."""
     extra = [] if row["conditional"] else ["without its prompt"]
     extra += [f"{row['length']} x the length"] if row["length"] > 1 else []
     extra += [row["weights"]] if row["weights"] == "raw" else []
-    return f"{row['prompt']} (seed {row['seed']}{''.join(', ' + word for word in extra)})"
+    return f"seed {row['seed']}{''.join(', ' + word for word in extra)}: {row['prompt']}"
 
 
 def _made(row: dict[str, Any]) -> str:
@@ -199,7 +200,7 @@ def _sheet_of_run(by_step: dict[int, list[dict[str, Any]]], run: str, config: co
         [_middle(column[video_key]["path"]) if video_key in column else None for column in columns.values()]
         for video_key in videos
     ]
-    labels = [f"{prompt} (seed {seed})" for prompt, seed in videos]
+    labels = [f"seed {seed}: {prompt}" for prompt, seed in videos]
     headings = [f"step {step:,}" if step else "base model" for step in columns]
     any_row = next(row for rows in by_step.values() for row in rows if row["outcome"] == "ok")
     path = Path("results/sample") / run / "sheet.jpg"
