@@ -6,7 +6,10 @@ import pytest
 
 from brickreel.films import sources
 
-NAMES = ["with space.mp4", "quo\"te's.mp4", "new\nline.mp4", "Zoë – été 映画.mp4", "comma, semicolon;.mp4", "100%d.mp4"]
+NAMES = [
+    "with space.mp4", "quo\"te's.mp4", "new\nline.mp4", "line\u2028separator.mp4", "next\x85line.mp4",
+    "Zoë \u2013 été 映画.mp4", "comma, semicolon;.mp4", "100%d.mp4",
+]  # fmt: skip
 
 
 def listed(tmp_path, rows, columns=("path", "title", "licence")):

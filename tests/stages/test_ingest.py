@@ -1,5 +1,7 @@
 """Every film listed ends with an outcome and a reason."""
 
+import os
+
 import pytest
 
 from brickreel import config, tables
@@ -28,6 +30,17 @@ def test_a_film_without_a_licence_needs_leave_and_is_marked(films_project):
     assert "allow_unlicensed" in sources()[project.SECOND]["reason"]
     project.run("ingest", settings=config.load({"ingest": {"allow_unlicensed": True}}))
     assert (sources()[project.SECOND]["outcome"], sources()[project.SECOND]["licence"]) == ("ok", "unlicensed")
+
+
+def test_a_name_that_is_no_text_is_a_reason(films_project):
+    odd = os.fsencode(films_project) + b"/folder/\xe9t\xe9.mp4"
+    (films_project / "folder").mkdir()
+    with open(odd, "wb") as stream:
+        stream.write((films_project / project.SECOND).read_bytes())
+    project.listed(films_project, [["folder", "", "CC0"], [project.FIRST, "", "CC0"]])
+    project.run("ingest")
+    (failed,) = [row for row in sources().values() if row["outcome"] == "failed"]
+    assert failed["reason"] == "has a name that is not UTF-8: rename the file"
 
 
 def test_the_same_film_twice_is_used_once(films_project):

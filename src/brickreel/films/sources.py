@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +53,7 @@ def read(table: Path) -> list[Source]:
         ) from None
     except UnicodeDecodeError:
         raise ValueError(f"{table} is not UTF-8 text: save it as CSV in UTF-8") from None
-    rows = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         unknown = sorted(set(rows.fieldnames or ()) - set(COLUMNS))
         if unknown or not {"path", "url"} & set(rows.fieldnames or ()):

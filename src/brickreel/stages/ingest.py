@@ -83,6 +83,8 @@ def _downloads(source: sources.Source, settings: Ingest) -> Iterator[dict[str, A
 def _film(source: sources.Source, path: Path, settings: Ingest) -> dict[str, Any]:
     if not path.is_file():
         return _row(source, str(path), "failed", "there is no such file")
+    if _shown(path) != str(path):
+        return _row(source, str(path), "failed", "has a name that is not UTF-8: rename the file")
     if not source.facts["licence"] and not settings.allow_unlicensed:
         return _row(source, str(path), "dropped", _no_licence())
     limits = isolated.Limits(**settings.limits.model_dump())
@@ -104,9 +106,12 @@ def _row(source: sources.Source, path: str, outcome: str, reason: str) -> dict[s
     row: dict[str, Any] = dict.fromkeys(tables.SCHEMAS["sources"].names)
     facts = {name: value or None for name, value in source.facts.items()}
     facts["licence"] = facts["licence"] or UNLICENSED
-    # A path with bytes that are no UTF-8 must still make a table.
-    shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return row | facts | {"path": shown or None, "url": source.url or None, "outcome": outcome, "reason": reason}
+    return row | facts | {"path": _shown(path) or None, "url": source.url or None, "outcome": outcome, "reason": reason}
+
+
+def _shown(path: str | Path) -> str:
+    """The path as text for a table, where bytes that are no UTF-8 have no place."""
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _without_repetition(row: dict[str, Any], seen: dict[str, str]) -> dict[str, Any]:
