@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from brickreel.cluster import launch
+from training import project as training_project
 
 CONFIG = "runs: {demo: {}}\npreflight: {disk_mib: 1, quick: true}\n"
 
@@ -57,6 +59,53 @@ def test_a_sweep_of_network_settings_is_kept_for_the_next_time(project):
     second = subprocess.run(words, capture_output=True, text=True, check=False)
     assert second.returncode == 0
     assert "network settings:" not in second.stderr
+
+
+CONFIRM = """
+import sys
+from brickreel import config
+from brickreel.cluster import distributed, tuning
+from brickreel.stages import preflight
+ranks = distributed.start(timeout_s=120)
+tried = [tuning.Candidate(tuning.DEFAULT, {}, "what it does by itself"),
+         tuning.Candidate("interface lo", {"GLOO_SOCKET_IFNAME": sys.argv[1]}, "gloo over one interface")]
+found = tuning.Verdict("interface lo", 0.2, 0.01, "every repeat beats every one of the default")
+try:
+    told = preflight._confirm(config.load("config.json"), "small", found, tried, {}, ranks)
+    print(told.reason)
+except ConnectionError as error:
+    print("not confirmed:", error)
+distributed.stop()
+"""
+
+
+def confirmed(folder, interface):
+    """What two local ranks say of a setting after real steps."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    own |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    own |= {"MASTER_PORT": str(20000 + os.getpid() % 9000), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", CONFIRM, interface]
+    ranks = [
+        subprocess.Popen(
+            words, cwd=folder, env=own | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=200)[0].strip() for rank in ranks]
+    assert said[0] == said[1]
+    return said[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_real_steps_confirm_or_overrule_a_setting_also_without_snakemake(project):
+    training_project.make(project)
+    said = confirmed(project, "lo")
+    assert re.search(r"20 real steps are [\d.]+ % faster|real steps are [\d.]+ ?% slower", said.replace("%", " %")), (
+        said
+    )
+    assert (project / "results/settings/preflight-small.json").is_file()
+    assert confirmed(project, "absent0").startswith("not confirmed: real steps failed: rank 0: status 1")
 
 
 def test_a_failing_stage_fails_with_its_own_sentence(project):

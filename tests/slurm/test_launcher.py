@@ -26,6 +26,19 @@ def test_an_interrupted_launcher_cancels_its_job(site):
     wait("an empty queue", 60, lambda: not site.cluster.ask("squeue", "-h"))
 
 
+def test_an_interrupted_launcher_leaves_its_job_where_the_site_says_so(site):
+    project.make(site.folder, max_steps=100_000)
+    launcher = site.launch("train", BRICKREEL_ON_INTERRUPT="leave")
+    job_id = site.job_id()
+    wait("a step", 120, lambda: site.last_step() > 0)
+    launcher.send_signal(signal.SIGTERM)
+    output = launcher.communicate(timeout=30)[0]
+    assert launcher.returncode == 128 + signal.SIGTERM
+    assert f"Slurm job {job_id} runs on" in output
+    before = site.last_step()
+    wait("more steps", 60, lambda: site.last_step() > before)
+
+
 def test_a_killed_launcher_leaves_its_job_to_the_next_one(site):
     project.make(site.folder, max_steps=40, checkpoint_every=10)
     launcher, job_id = running(site)

@@ -176,7 +176,12 @@ def tune(
         return []
     found = tuning.choose(scores)
     if found.chosen != tuning.DEFAULT:
-        found = _confirm(run, found, tried, base, ranks)
+        try:
+            found = _confirm(config, run, found, tried, base, ranks)
+        except ConnectionError as error:
+            # Not a verdict, and not to be kept as one: the next preflight tries again.
+            logger.warning("network settings: %s seemed better, but %s", found.chosen, error)
+            return []
     if ranks.rank == 0:
         files.write_json(path, {"kind": kind, "scores": scores, "failed": failed, "verdict": found._asdict()})
         logger.info("network settings: %s (%s)", found.chosen, found.reason)
@@ -200,18 +205,27 @@ def _layers(config: configuration.Config) -> list[float]:
 
 
 def _confirm(
-    run: str, found: tuning.Verdict, tried: list[tuning.Candidate], base: dict[str, str], ranks: Ranks
+    config: configuration.Config,
+    run: str,
+    found: tuning.Verdict,
+    tried: list[tuning.Candidate],
+    base: dict[str, str],
+    ranks: Ranks,
 ) -> tuning.Verdict:
-    """Twenty real steps with the default and with the winner, in fresh processes."""
-    settings = f"results/settings/preflight-{run}.json"
-    words = [sys.executable, "-m", "brickreel.training.rehearsal", settings, run]
+    """Twenty real steps with the default and with the winner, in fresh processes.
+
+    Raises ConnectionError on all ranks when the steps could not be taken.
+    """
+    # Snakemake has written this file already; who called the stage by hand has not.
+    settings = configuration.write_settings(config, "preflight", run) if ranks.rank == 0 else None
+    words = [sys.executable, "-m", "brickreel.training.rehearsal", str(from_first(settings, ranks)), run]
     chosen = next(one.variables for one in tried if one.name == found.chosen)
     answers = []
     for place, variables in enumerate(({}, chosen)):
         port = sweep.FIRST_PORT + sweep.PORTS + place
         answer, problem = sweep.everywhere(words, {**base, **variables}, ranks, port, 300.0)
         if problem:
-            return tuning.Verdict(tuning.DEFAULT, found.gain, found.spread, f"real steps failed: {problem}")
+            raise ConnectionError(f"real steps failed: {problem}")
         answers.append(answer["seconds"])
     return tuning.confirm(found, *answers)
 
