@@ -45,3 +45,12 @@ def test_upper_bound_is_above_what_is_expected():
     price = prices.price(Caption())
     assert price.most_in(1000, 3) > price.expected(1000, 3)[0]
     assert not prices.price(Caption(model="x", usd_per_million_in=1, usd_per_million_out=1)).exact_pictures
+
+
+def test_pictures_of_an_unknown_model_are_reserved_for_by_their_size():
+    def tokens(side):
+        settings = Caption(model="x", usd_per_million_in=1, usd_per_million_out=1, image_side=side)
+        return prices.price(settings).picture_tokens
+
+    assert tokens(512) == 3000
+    assert tokens(2048) >= (2048 / 14) ** 2

@@ -67,6 +67,13 @@ def test_another_model_in_the_folder_is_named(folder, tmp_path):
     (other / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         load.transformer(str(other))
+    (other / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="does not hold a model's settings"):
+        load.transformer(str(other))
+    for wrong in ({"depth": "four"}, {"num_heads": 0}, {"caption_channels": -1}):
+        (other / "config.json").write_text(json.dumps({**tiny.TRANSFORMER, **wrong}))
+        with pytest.raises(ValueError, match=r"config\.json has settings that no STDiT2 can have"):
+            load.transformer(str(other))
 
 
 def test_settings_of_the_published_configuration_are_understood(folder, tmp_path):

@@ -10,9 +10,9 @@ from typing import Any
 
 from brickreel.config import Caption
 
-# Pictures of a model that is not in the list: more than the common open vision models use for 512 pixels, until the
-# first answer tells the true number.
-_UNKNOWN_PICTURE_TOKENS = 3000
+# Pictures of a model that is not in the list, until the first answer tells the true number: more than the common open
+# vision models use, which have a token for each patch of 14 pixels at most.
+_UNKNOWN_PICTURE_TOKENS, _PATCH = 3000, 14
 # English text has about four characters per token; two is a safe upper bound.
 _CHARACTERS_PER_TOKEN, _LEAST_CHARACTERS_PER_TOKEN = 4, 2
 _EXPECTED_TOKENS_OUT = 160
@@ -70,7 +70,8 @@ def price(settings: Caption) -> Price:
             "and caption.usd_per_million_out (0 where nothing is charged)"
         )
     share = _listed()["batch_share"] if settings.batch else 1.0
-    tokens = _picture_tokens(entry, settings) if entry else _UNKNOWN_PICTURE_TOKENS
+    unknown = max(_UNKNOWN_PICTURE_TOKENS, math.ceil(settings.image_side / _PATCH) ** 2)
+    tokens = _picture_tokens(entry, settings) if entry else unknown
     return Price(usd_in * share / 1e6, usd_out * share / 1e6, tokens, entry is not None)
 
 

@@ -92,6 +92,8 @@ def empty_transformer(folder: str | os.PathLike[str], **overrides: Any) -> STDiT
         stored = json.loads(source.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{source} is not valid JSON: {error}") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"{source} does not hold a model's settings by name")
     kind = stored.get("_class_name") or (stored.get("architectures") or ["STDiT2"])[0]
     kind = kind[-1] if isinstance(kind, list) else kind
     if kind != "STDiT2":
@@ -101,7 +103,10 @@ def empty_transformer(folder: str | os.PathLike[str], **overrides: Any) -> STDiT
     if unknown:
         raise ValueError(f"STDiT2 has no setting {unknown}: choose from {', '.join(sorted(known))}")
     settings = {name: value for name, value in stored.items() if name in known}
-    return STDiT2(**{**settings, **overrides})
+    try:
+        return STDiT2(**{**settings, **overrides})
+    except (TypeError, ZeroDivisionError, RuntimeError) as error:
+        raise ValueError(f"{source} has settings that no STDiT2 can have: {error}") from error
 
 
 def autoencoder(

@@ -99,6 +99,24 @@ def test_every_mismatch_is_named_and_nothing_is_written(state, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_writing_that_fails_leaves_what_was_there(state, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    source = written(tmp_path, "file.pt", state)
+    convert.convert(source, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert set(before) == {"config.json", "diffusion_pytorch_model.safetensors"}
+
+    def full(tensors, path, **_):
+        with open(path, "wb") as stream:
+            stream.write(b"half a fi")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        convert.convert(source, out, dtype=torch.bfloat16)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_another_model_is_refused(tmp_path):
     torch.save({"conv.weight": torch.zeros(2)}, tmp_path / "unet.pt")
     with pytest.raises(ValueError, match=r"is not an STDiT2 of Open-Sora 1.1: it has no x_embedder"):

@@ -6,6 +6,7 @@ The result is what the transformer of a base model is: config.json and one safet
 import json
 import logging
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,17 @@ def convert(
         model = STDiT2(**settings)
     model.load_state_dict(fit(state, model, str(source)), strict=True, assign=True)
     model = torch.nn.Module.to(model, dtype=dtype).eval()  # type: ignore[assignment]
-    model.save_pretrained(out, max_shard_size="100GB")
+    _save(model, Path(out))
     return model
+
+
+def _save(model: STDiT2, out: Path) -> None:
+    """Write beside, then put in place: weights first, config.json last, without which it is no transformer."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".converting-", dir=out) as fresh:
+        model.save_pretrained(fresh, max_shard_size="100GB")
+        for path in sorted(Path(fresh).iterdir(), key=lambda path: path.suffix == ".json"):
+            os.replace(path, out / path.name)
 
 
 def settings_of(state: State, source: str) -> dict[str, Any]:

@@ -66,8 +66,6 @@ def as_recomputed(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
     Checkpointing leaves out all that is kept, and only the innermost of such arrangements is asked: within `made_again`
     tensors would be kept past it.
     """
-    if torch.compiler.is_compiling():
-        return block(*inputs)
     before, _mode.recomputed = _mode.recomputed, True
     try:
         return block(*inputs)

@@ -219,7 +219,9 @@ class STDiT2(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two disagree
 
         for number, block in enumerate(self.blocks):
             if self.gradient_checkpointing and number < self.recomputed_blocks and torch.is_grad_enabled():
-                x_BTSC = self._gradient_checkpointing_func(as_recomputed, block, x_BTSC, text, m, m_temporal, rope)
+                # A compiler follows modules here, and no functions.
+                way = (block,) if torch.compiler.is_compiling() else (as_recomputed, block)
+                x_BTSC = self._gradient_checkpointing_func(*way, x_BTSC, text, m, m_temporal, rope)
             else:
                 x_BTSC = block(x_BTSC, text, m, m_temporal, rope)
 
