@@ -92,6 +92,10 @@ BAR_LEVEL = 30
 BAR_SHARE = 0.02
 
 
+# Share of the picture that the strokes of any text worth a filter cover.
+LEAST_STROKES = 0.004
+
+
 def text_share(luma: Luma) -> float:
     """Share of the picture covered by what looks like lines of text, 0 to 1.
 
@@ -106,6 +110,8 @@ def text_share(luma: Luma) -> float:
 def _text_of_one_size(luma: Luma) -> float:
     edges = np.abs(cv2.Sobel(luma, cv2.CV_16S, 1, 0, ksize=3))
     strokes = (edges > 160).astype(np.uint8)
+    if cv2.countNonZero(strokes) < LEAST_STROKES * luma.size:
+        return 0.0
     joined = cv2.morphologyEx(strokes, cv2.MORPH_CLOSE, np.ones((1, 9), np.uint8))
     count, _, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=8)
     height, width = luma.shape

@@ -233,6 +233,8 @@ def transitions(scores: Floats, kinds: NDArray[np.int8]) -> list[str]:
 def trimmed(kinds: NDArray[np.int8], pictures: NDArray[np.uint8]) -> NDArray[np.int8]:
     """Blends without the holds at their ends: a blend changes from frame to frame, and before and after it poses are
     held. A repeated frame that a conversion of rate has put into a blend ends nothing."""
+    if not kinds.any():
+        return kinds
     changed = _changed(_pooled(pictures))
     result = kinds.copy()
     for start, end in runs(kinds > 0):
