@@ -1,6 +1,5 @@
 """Training through what clusters do to jobs: preemption, time limits, lost nodes, ranks that die or hang."""
 
-import json
 import os
 import re
 import signal
@@ -8,7 +7,6 @@ import time
 
 import pytest
 
-from brickreel.cluster import flight
 from slurm.site import wait
 from training import project
 
@@ -97,7 +95,7 @@ def test_a_killed_rank_is_a_requeue(endless):
 
 
 def test_a_hang_is_noticed_its_stacks_are_kept_and_the_job_starts_anew(endless):
-    endless.launch("train", BRICKREEL_HANG_S="12")
+    launcher = endless.launch("train", BRICKREEL_HANG_S="12")
     job_id = endless.job_id()
     wait("a few steps", 120, lambda: endless.last_step() > 4)
     os.kill(endless.rank_pids(job_id, "gpu2")[0], signal.SIGSTOP)
@@ -105,12 +103,11 @@ def test_a_hang_is_noticed_its_stacks_are_kept_and_the_job_starts_anew(endless):
     stacks = {path.name.split("-")[-1]: path.read_text() for path in endless.folder.glob("logs/train/small/stacks-*")}
     assert set(stacks) == {"gpu1.txt", "gpu2.txt"}
     assert re.search(r"_step|_agree|all_reduce", stacks["gpu1.txt"])
-    # The stopped rank can not say where it is; the others wait for it in the same collective.
-    records = {}
-    for path in (endless.folder / "logs/train/small").glob("flight-*.json"):
-        records[int(path.stem.rpartition("-")[2])] = json.loads(path.read_text())
-    assert len(records) == 3
-    assert re.fullmatch(r"rank [23] did not answer: stopped, or gone", flight.suspects(records, 4))
+    # The stopped rank can not say where it is; the others wait for it. (It may answer later: a requeue wakes it up.)
+    assert len(list((endless.folder / "logs/train/small").glob("flight-*.json"))) >= 3
+    launcher.send_signal(signal.SIGTERM)
+    output = launcher.communicate(timeout=60)[0]
+    assert re.search(rf"Slurm job {job_id}: .*rank [23] did not answer: stopped, or gone", output), output
 
 
 def test_controller_and_accounting_may_go_away_while_a_job_runs(site):

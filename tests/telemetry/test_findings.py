@@ -147,3 +147,10 @@ def test_errors_come_before_warnings_and_the_costly_before_the_cheap():
     broken = run("broken", gpu_devices=devices(xids=["79"]))
     found = findings.find(summary(cheap, costly, broken))
     assert [item["claim"].split(":")[0] for item in found] == ["broken", "costly", "cheap"]
+
+
+def test_a_preflight_that_blames_no_node_excludes_none():
+    checks = [{"name": name, "node": "all", "result": "fail"} for name in ("all_reduce 1 MiB", "equal shares")]
+    (item,) = findings.find(summary(run(preflight={"exclude": [], "checks": checks})))
+    assert item["claim"] == "run: preflight failed: all_reduce 1 MiB, and 1 more."
+    assert "exclude" not in item["do"]

@@ -197,6 +197,7 @@ def test_the_text_fits_a_terminal_and_steers_nothing(folder, monkeypatch, capsys
     assert max(len(line) for line in said.splitlines()) <= 80
     assert "goodput" in said
     assert "WARNING" in said
+    assert re.search(r"^  node001 +12.0 of 104 cores, 90.0 GiB; 2 GPUs, SM \d+ %$", said, re.M), "whole, not cut at 80"
     assert (folder / "results/report/index.html").stat().st_mtime_ns == before
 
 

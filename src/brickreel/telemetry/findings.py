@@ -333,12 +333,16 @@ def preflight(summary: dict[str, Any]) -> Iterator[Finding]:
         ]
         if failed:
             first = failed[0]
+            more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+            place = "" if first.get("node") == "all" else f" on {first.get('node')}"
+            exclude = ",".join(health.get("exclude") or [])
             yield Finding(
-                f"{run['run']}: preflight found {len(failed)} failed checks, "
-                f"first {first.get('name')} on {first.get('node')}.",
+                f"{run['run']}: preflight failed: {first.get('name')}{place}{more}.",
                 {"failed": len(failed), "exclude": health.get("exclude")},
                 None,
-                f"--exclude={','.join(health.get('exclude') or []) or first.get('node')}",
+                f"--exclude={exclude}"
+                if exclude
+                else f"brickreel preflight --run {run['run']}   # no node is to blame",
                 f"preflight-{run['run']}",
             )
 

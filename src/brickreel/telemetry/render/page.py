@@ -11,7 +11,7 @@ from brickreel.telemetry.goodput import CAUSES
 from brickreel.telemetry.heat import Maps
 from brickreel.telemetry.render import charts, scores
 from brickreel.telemetry.render.numbers import Numbers, hours_scale, plain
-from brickreel.telemetry.render.words import CAUSE_WORDS
+from brickreel.telemetry.render.words import CAUSE_PHRASES, CAUSE_WORDS
 
 
 def page(
@@ -68,7 +68,7 @@ def headline(summary: Mapping[str, Any]) -> list[str]:
         causes = [cause for cause in shares if cause != "goodput"]
         worst = max(causes, key=lambda cause: shares[cause])
         if shares[worst] >= 1:
-            sentence += f"; the largest of the rest is {CAUSE_WORDS[worst]}, {plain(shares[worst], 1)} %"
+            sentence += f"; the largest other part went into {CAUSE_PHRASES[worst]}, {plain(shares[worst], 1)} %"
         if run["stragglers"]:
             item = run["stragglers"][0]
             scale, shown_unit = hours_scale(item["cost_hours"], unit)

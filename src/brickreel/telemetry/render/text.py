@@ -67,7 +67,7 @@ def counted(number: int, noun: str) -> str:
     return f"{plain(number)} {noun}{'' if number == 1 else 's'}"
 
 
-def _number(value: float | None, digits: int) -> str:
+def _number(value: float | None, digits: int | None = None) -> str:
     return "-" if value is None else plain(value, digits)
 
 
@@ -109,12 +109,17 @@ def _nodes(run: Mapping[str, Any]) -> Iterator[str]:
     for host in run["hosts"][:MOST_NODES]:
         gpus = [gpu["sm_active_pct"] for gpu in run["gpu_devices"] if gpu["node"] == host["node"]]
         known = [value for value in gpus if value is not None]
-        active = f"; SM active {sum(known) / len(known):.0f} % of {len(gpus)} GPUs" if known else ""
-        cores = f"{_number(host['cores_mean'], 1)} of {_number(host['cores_allowed'], 0)} cores"
-        line = f"  {clean(host['node']):<{LABEL}} {cores}, {_number(host['mem_peak_gib'], 1)} GiB{active}"
-        yield line[:WIDTH]
+        active = f"; {counted(len(gpus), 'GPU')}, SM {sum(known) / len(known):.0f} %" if known else ""
+        cores = f"{_number(host['cores_mean'])} of {_number(host['cores_allowed'], 0)} cores"
+        name = clean(host["node"])[:LABEL]
+        yield f"  {name:<{LABEL}} {cores}, {_number(host['mem_peak_gib'])} GiB{active}"[:WIDTH]
     if len(run["hosts"]) > MOST_NODES:
         yield f"  and {len(run['hosts']) - MOST_NODES} nodes more"
+
+
+def _cost(hours: float) -> str:
+    scale, unit = hours_scale(hours, "hours")
+    return f"{plain(hours * scale)} {unit}"
 
 
 def _findings(findings: list[dict[str, Any]]) -> Iterator[str]:
@@ -125,7 +130,7 @@ def _findings(findings: list[dict[str, Any]]) -> Iterator[str]:
     yield "--------"
     for finding in findings[:MOST_FINDINGS]:
         yield from wrapped(finding["claim"], "    ", f"  {finding['severity'].upper()}: ")
-        cost = f"Cost {plain(finding['cost_hours'])} h. " if finding["cost_hours"] is not None else ""
+        cost = f"Cost {_cost(finding['cost_hours'])}. " if finding["cost_hours"] is not None else ""
         yield from wrapped(f"{cost}Next: {finding['do']}", "      ", "    ")
     if len(findings) > MOST_FINDINGS:
         yield f"  and {len(findings) - MOST_FINDINGS} more on the page"

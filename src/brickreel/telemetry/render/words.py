@@ -12,3 +12,10 @@ CAUSE_WORDS = {
     "tail": "after the last step",
     "unknown": "unknown",
 }
+# The same within a sentence, where the word alone would not do.
+CAUSE_PHRASES = CAUSE_WORDS | {
+    "compile": "the first steps' excess",
+    "eval": "the held-out loss",
+    "tail": "the time after the last step",
+    "unknown": "what no record explains",
+}
