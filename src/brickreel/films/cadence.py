@@ -6,6 +6,7 @@ into two heaps. Where they do not - live action, slow motion, a still picture - 
 except for frames that repeat the one before.
 """
 
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -125,7 +126,7 @@ def _stands_out(
     result[:1] = False
     edges = np.flatnonzero(np.diff(np.concatenate(([0], result.astype(np.int8), [0]))))
     for start, end in zip(edges[::2], edges[1::2], strict=True):
-        inside = max(float(np.median(scores[start:end])), 0.2)
+        inside = max(median(scores[start:end].tolist()), 0.2)
         sides = [(start - 1, start)] if start > 1 else []
         sides += [(end, end - 1)] if end < len(scores) else []
         if any(scores[new] < max(contrast * inside, edge_contrast * scores[old]) for new, old in sides):
@@ -170,7 +171,8 @@ def _divided(scores: Floats, held: NDArray[np.bool_], beat: int, duplicate: floa
         if len(on_beat):
             enough = max(duplicate, ON_BEAT * float(scores[others].max()))
             result[on_beat[scores[on_beat] >= enough]] = False
-        for frame in others:
+        # Below this no frame can stand out, whatever is around it.
+        for frame in others[scores[others] >= OFF_BEAT * SMALLEST_NEW]:
             around = np.arange(max(1, frame - NEAR), min(len(scores), frame + NEAR + 1))
             around = around[around != frame]
             low, high = (scores[around[held[around] == kind]] for kind in (True, False))

@@ -29,7 +29,7 @@ def compare(before: Floats, after: Floats) -> tuple[float, float, float]:
     energy = cv2.resize(blocks * blocks, (columns, rows), interpolation=cv2.INTER_AREA).ravel()
     middle = len(energy) // 2
     ordered = np.sqrt(np.partition(energy, (middle, len(energy) - 3)))
-    strongest, typical = float(ordered[-3:].mean()), float(ordered[middle])
+    strongest, typical = float(ordered[-3:].sum()) / 3, float(ordered[middle])
     motion = cv2.norm(rest, cv2.NORM_L1) / (255 * rest.size)
     return strongest - 1.5 * typical, motion, abs(gain - 1)
 
@@ -62,8 +62,9 @@ def perceptual_hash(luma: Luma) -> int:
     small = cv2.resize(luma, (32, 32), interpolation=cv2.INTER_LINEAR).astype(np.float32)
     low = cv2.dct(small)[:9, :9].ravel()
     # The mean of the picture is left out, and the 65th lowest and beyond.
-    chosen = np.delete(low, 0)[:64]
-    return int.from_bytes(np.packbits(chosen > np.median(chosen)).tobytes(), "big")
+    chosen = low[1:65]
+    middle = np.partition(chosen, (31, 32))[31:33].sum() / 2
+    return int.from_bytes(np.packbits(chosen > middle).tobytes(), "big")
 
 
 def black_bars(full: Luma) -> tuple[int, int, int, int]:

@@ -15,8 +15,7 @@ from brickreel.films import cadence, decode, measure, shots
 Network = Literal["off", "candidates", "everywhere", "auto"]
 
 # Frames between two looks for text and for black bars: both stay for many frames.
-TEXT_PERIOD = 6
-BARS_PERIOD = 12
+TEXT_PERIOD = BARS_PERIOD = 12
 # Frames between two thumbnails, which the audit page shows: every clip of at least 15 poses has one.
 THUMBNAIL_PERIOD = 12
 THUMBNAIL_HEIGHT = 90
@@ -112,7 +111,7 @@ def _append(signals: Signals, picture: decode.Picture, score: float, motion: flo
 def _tiny(picture: decode.Picture) -> NDArray[np.uint8]:
     size = shots.SIZE[::-1]
     parts = [decode.halved(part, *size) for part in (picture.luma, *picture.chroma)]
-    return np.stack([cv2.resize(part, size, interpolation=cv2.INTER_LINEAR) for part in parts], axis=-1)
+    return np.asarray(cv2.merge([cv2.resize(part, size, interpolation=cv2.INTER_LINEAR) for part in parts]), np.uint8)
 
 
 def _thumbnail(picture: decode.Picture) -> bytes:
