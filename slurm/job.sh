@@ -7,9 +7,12 @@ restarts=${SLURM_RESTART_COUNT:-0}
 cancelled=
 trap 'cancelled=yes' TERM # bash runs it when the step in front has ended
 
+# What the caller's environment says wins over site.env, as it does for the launcher.
+given=$(export -p | grep '^declare -x BRICKREEL_' || true)
 set -a
 . slurm/site.env
 set +a
+eval "$given"
 
 # The Python of this job, as words: a container's command line, the launcher's own interpreter, or the environment here.
 default_python=${default_python:-python}

@@ -1,3 +1,6 @@
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,16 @@ def test_a_wrong_value_is_named(tmp_path, line):
     path.write_text(line)
     with pytest.raises(ValueError, match=line):
         site_env.read(path)
+
+
+def test_jobs_and_launcher_agree_on_whose_word_counts(tmp_path):
+    """slurm/job.sh, sourced by bash as every job does: the environment wins over site.env there too."""
+    (tmp_path / "slurm").mkdir()
+    shutil.copy(REPOSITORY / "slurm/job.sh", tmp_path / "slurm/job.sh")
+    (tmp_path / "slurm/site.env").write_text("BRICKREEL_MAX_REQUEUES=10\nBRICKREEL_POLL_S=7\nOTHER='a b'\n")
+    script = '. slurm/job.sh; echo "$BRICKREEL_MAX_REQUEUES|$BRICKREEL_POLL_S|$OTHER|$BRICKREEL_NOTE"'
+    given = {"SLURM_JOB_ID": "7", "BRICKREEL_MAX_REQUEUES": "1", "BRICKREEL_NOTE": "it's $HOME"}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("BRICKREEL")}
+    words = ["bash", "-c", script]
+    done = subprocess.run(words, cwd=tmp_path, env=own | given, capture_output=True, text=True, check=True)
+    assert done.stdout == "1|7|a b|it's $HOME\n"
