@@ -31,6 +31,22 @@ def test_one_group_has_a_value_and_says_why_it_has_no_interval():
     assert "at least two" in got.reason
 
 
+def test_groups_that_agree_exactly_have_no_interval_rather_than_one_of_no_width():
+    got = statistics.mean_of_groups([[0.0, 0.0], [0.0], [0.0]])
+    assert (got.value, got.low, got.high, got.n) == (0, None, None, 3)
+    assert "all 3 groups have the same value" in got.reason
+
+
+def test_no_interval_leaves_what_is_possible():
+    wide = statistics.mean_of_groups([[0.0], [0.0], [1.0]])
+    assert wide.low < 0
+    assert wide.high > 1
+    cut = statistics.within(wide, 0, 1)
+    assert (cut.value, cut.low, cut.high) == (wide.value, 0, 1)
+    without = statistics.mean_of_groups([[1.0]])
+    assert statistics.within(without, 0, 0.5) == without
+
+
 def test_nothing_and_nan_are_not_measured():
     assert statistics.mean_of_groups([]).reason.startswith("not measured")
     assert statistics.mean_of_groups([[float("nan")], [1.0]]).value is None

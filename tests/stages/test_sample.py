@@ -1,5 +1,6 @@
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,32 @@ def test_one_checkpoint_is_sampled_while_training_goes_on(finished, tmp_path, mo
     assert kinds == {("ema", 1, "ok"), ("raw", 1, "ok")}
     with pytest.raises(FileNotFoundError, match="step-00009999 is not there, or not any more"):
         sample.run(settings, "r", checkpoint="step-00009999")
+
+
+def test_samples_of_an_earlier_training_of_that_name_are_left_out_and_those_made_during_this_one_stay(
+    finished, tmp_path, monkeypatch
+):
+    source, settings = finished
+    shutil.copytree(source, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    tables_of = Path("results/sample/r")
+    for step, age in ((1, 100), (3, -100)):
+        folder = tables_of / f"step-{step:08d}"
+        shutil.copytree(tables_of / "step-00000002", folder)
+        written = time.time() - age
+        os.utime(folder / "samples.parquet", (written, written))
+    attempt = dict.fromkeys(tables.SCHEMAS["attempts"].names) | {"attempt": 0, "event": "start"}
+    attempt |= {"time_s": time.time() - 50, "outcome": "ok", "reason": ""}
+    tables.log("attempts", Path("results/train/r/attempts.jsonl"), attempt)
+    sample.run(settings, "r")
+    steps = {path.parent.name for path in tables_of.glob("step-*/samples.parquet")}
+    assert steps == {"step-00000000", "step-00000002", "step-00000003", "step-00000004"}
+
+
+def test_by_default_the_final_weights_make_videos_of_two_and_four_times_the_length():
+    weights = [jobs.Weights(0, "base", None), jobs.Weights(5, "ema", Path("x"), final=True)]
+    owed = jobs.owed(["a"], weights, config.load({"sample": {"unconditional": False}}).sample)
+    assert [(job.weights.step, job.length) for job in owed] == [(0, 1), (5, 1), (5, 2), (5, 4)]
 
 
 def test_prompts_come_from_a_file_once_each_and_none_is_a_sentence(tmp_path):

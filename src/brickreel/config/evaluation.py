@@ -21,7 +21,7 @@ class Sample(Section):
     """`all` samples every kept checkpoint, `final` only the last; the base model comes first in either case."""
     unconditional: bool = True
     """Sample the base model and the final weights without their prompts too: the noise of condition-free generation."""
-    lengths: tuple[Positive, ...] = (1,)
+    lengths: tuple[Positive, ...] = (1, 2, 4)
     """Multiples of `frames` for the final weights; 2 and 4 show drift in videos longer than the trained ones."""
     steps: Positive = 100
     """Sampler steps."""
@@ -40,7 +40,7 @@ class Sample(Section):
     hold: Positive = 1
     """Video frames per pose when the video is written: 2 plays on twos."""
     batch_size: Positive = 4
-    """Videos generated together: memory against speed."""
+    """Videos generated together: memory against speed. Longer ones than `frames` in proportion fewer."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where there is one."""
 

@@ -1,5 +1,6 @@
 """The metrics as a table: what each is called, its unit, which way is better, and how one video is measured."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,9 @@ class Metric(NamedTuple):
     name: str
     unit: str
     better: Better
+    least: float = 0.0
+    """The smallest value that is possible; no interval goes below."""
+    most: float = math.inf
 
 
 OF_VIDEOS: tuple[tuple[Metric, Callable[[Shown], float]], ...] = (
@@ -25,18 +29,19 @@ OF_VIDEOS: tuple[tuple[Metric, Callable[[Shown], float]], ...] = (
     ),
     (Metric("flicker_between", "levels", "near held-out"), lambda shown: metrics.flicker_between(shown.poses)),
     (Metric("flicker_within", "levels", "lower"), lambda shown: metrics.flicker_within(shown.frames, [*shown.asked])),
-    (Metric("smoothness", "1 is perfect", "higher"), lambda shown: metrics.smoothness(shown.poses)),
+    (Metric("smoothness", "1 is perfect", "higher", most=1), lambda shown: metrics.smoothness(shown.poses)),
     (Metric("motion", "% of the diagonal per pose", "near held-out"), lambda shown: metrics.motion(shown.poses)),
     (Metric("noise", "levels", "near held-out"), lambda shown: metrics.noise(shown.poses)),
     (Metric("sharpness", "gradient per contrast", "near held-out"), lambda shown: metrics.sharpness(shown.poses)),
 )
-DRIFT = Metric("drift", "1 - cosine", "near held-out")
-CONSISTENCY = Metric("subject_consistency", "cosine", "near held-out")
-AGREEMENT = Metric("prompt_agreement", "cosine", "higher")
-NEAREST = Metric("nearest_training_clip", "0 is a copy, 1.4 unrelated", "near held-out")
-COPIES = Metric("copies", "share of the videos", "near held-out")
+DRIFT = Metric("drift", "1 - cosine", "near held-out", most=2)
+CONSISTENCY = Metric("subject_consistency", "cosine", "near held-out", -1, 1)
+AGREEMENT = Metric("prompt_agreement", "cosine", "higher", -1, 1)
+NEAREST = Metric("nearest_training_clip", "0 is a copy, 1.4 unrelated", "near held-out", most=2)
+COPIES = Metric("copies", "share of the videos", "near held-out", most=1)
 FRECHET = Metric("frechet_distance", "of features per pose", "lower")
-KERNEL = Metric("kernel_distance", "of features per pose", "lower")
+# Without bias, hence below 0 where sets are closer than chance.
+KERNEL = Metric("kernel_distance", "of features per pose", "lower", -math.inf)
 
 Measured = Mapping[str, "float | str"]
 """Metric -> value, or the reason why there is none."""

@@ -205,6 +205,7 @@ def ceiling(windows: Sequence[Measured], per_set: int, no_features: str | None) 
 
 def row(about: Mapping[str, Any], metric: Metric, estimate: Estimate, videos: int) -> dict[str, Any]:
     """One row of scores.json."""
+    estimate = statistics.within(estimate, metric.least, metric.most)
     return {
         "name": metric.name,
         **about,

@@ -23,6 +23,13 @@ class Estimate(NamedTuple):
     """Why the value or its interval is missing; None when both are there."""
 
 
+def within(estimate: Estimate, least: float, most: float) -> Estimate:
+    """The estimate with its interval cut to what is possible, such as shares from 0 to 1."""
+    if estimate.low is None or estimate.high is None:
+        return estimate
+    return estimate._replace(low=max(least, estimate.low), high=min(most, estimate.high))
+
+
 def not_measured(reason: str, n: int = 0) -> Estimate:
     """The estimate of something that could not be measured, with the sentence that says why."""
     return Estimate(None, None, None, n, f"not measured: {reason}")
@@ -44,6 +51,9 @@ def jackknife(groups: Sequence[Group], statistic: Callable[[Sequence[Group]], fl
     left_out = np.array([statistic([*groups[:index], *groups[index + 1 :]]) for index in range(count)])
     if not np.isfinite(left_out).all():
         return Estimate(value, None, None, count, "no interval: leaving one group out leaves too little to measure")
+    if np.ptp(left_out) == 0:
+        # Three prompts without a copy do not prove that there are none.
+        return Estimate(value, None, None, count, f"no interval: all {count} groups have the same value")
     error = math.sqrt((count - 1) / count * float(((left_out - left_out.mean()) ** 2).sum()))
     reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
     return Estimate(value, value - reach, value + reach, count)

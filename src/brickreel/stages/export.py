@@ -117,7 +117,7 @@ def send(folder: Path, repository: str, kind: str) -> None:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     # What the library's HTTP client raises where nobody answers; which client it is changes between versions.
-    unreachable = HfHubHTTPError.__bases__
+    unreachable: tuple[Any, ...] = HfHubHTTPError.__bases__
     hub = HfApi(library_name="brickreel")
     try:
         hub.create_repo(repository, repo_type=kind, private=True, exist_ok=True)

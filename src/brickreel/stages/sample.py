@@ -53,6 +53,7 @@ def run(config: configuration.Config, run: str, checkpoint: str = "") -> None:
         if ranks.rank == 0:
             by_step = _write_tables(jobs, run, config)
             if not checkpoint:
+                _forget_earlier_trainings(run)
                 _sheet_of_run(by_step, run, config)
     finally:
         distributed.stop()
@@ -85,8 +86,9 @@ def _generate(jobs: list[Job], run: str, config: configuration.Config, local_ran
                 of_weights, key=lambda job: (job.conditional, job.length)
             ):
                 todo = list(alike)
-                for start in range(0, len(todo), settings.batch_size):
-                    batch = todo[start : start + settings.batch_size]
+                together = max(1, settings.batch_size // length)
+                for start in range(0, len(todo), together):
+                    batch = todo[start : start + together]
                     _make(batch, machine, broken, conditional, length, run, config)
                     bar.advance(len(batch), f"step {weights.step} {weights.kind}")
 
@@ -157,6 +159,21 @@ def _write_tables(jobs: list[Job], run: str, config: configuration.Config) -> di
         raise ValueError(f"{len(failed)} of {len(rows)} videos failed; the first one: {failed[0]['reason']}")
     logger.info("sample %s: %d videos in %d steps, %d failed", run, len(rows), len(by_step), len(failed))
     return by_step
+
+
+def _forget_earlier_trainings(run: str) -> None:
+    """Remove the tables of steps that were sampled before the run's training began: another one had this name.
+
+    What was sampled during this training stays, also when the checkpoint is gone.
+    """
+    attempts = tables.read_log("attempts", Path("results/train") / run / "attempts.jsonl").to_pylist()
+    if not attempts:
+        return
+    began = min(row["time_s"] for row in attempts)
+    for table in (Path("results/sample") / run).glob("step-*/samples.parquet"):
+        if table.stat().st_mtime < began:
+            table.unlink()
+            logger.info("sample %s: %s is of an earlier training and is left out", run, table.parent.name)
 
 
 def _step_name(step: int) -> str:
