@@ -1,7 +1,9 @@
-"""Projects with random latents of any size, and a trainer over them: what the benches of training share."""
+"""What the benches share: projects with random latents and a trainer over them, and experiments on the demo's clips."""
 
+import importlib
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from brickreel.training.loop import Trainer
 from brickreel.training.signals import StopRequest
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parent.parent
+# Where `make demo` leaves its clips; experiments that find them there need not cut and caption the films again.
+DEMO = ROOT / "demo"
 
 
 def write(run: dict[str, Any], clips: int, latent: tuple[int, int, int, int], tokens: int, channels: int) -> dict:
@@ -82,3 +87,50 @@ def steps(made: Trainer, count: int) -> Iterator[dict[str, Any]]:
     for _ in range(count):
         yield made._step(batches, StopRequest())
     batches.close()
+
+
+def demo_settings(**overrides: Any) -> config.Config:
+    """The demo's configuration with sections replaced setting by setting; `runs` is replaced as a whole."""
+    layers = [config.load(ROOT / "config.yaml", ROOT / "config" / "demo.yaml").model_dump(mode="json")]
+    layers[0]["telemetry"]["enabled"] = False
+    runs = overrides.pop("runs", None)
+    if runs is not None:
+        layers[0] |= {"runs": runs, "project": layers[0]["project"] | {"runs": list(runs), "shards": 1}}
+    return config.load(*layers, overrides)
+
+
+def demo_clips(settings: config.Config, source: Path = DEMO) -> str:
+    """Have the demo's clips and captions under the present folder: those of a finished demo, or new ones.
+
+    Returns a sentence about where they came from.
+    """
+    if (source / "results" / "caption" / "captions.parquet").exists():
+        Path("results").mkdir(exist_ok=True)
+        for name in ("ingest", "curate", "cut", "caption"):
+            link = Path("results") / name
+            if not link.exists():
+                link.symlink_to((source / "results" / name).resolve(), target_is_directory=True)
+        return f"clips and captions of the finished demo in {source.name}/"
+    from brickreel.films import demo
+
+    films = Path("films")
+    if not (films / "sources.csv").exists():
+        demo.render(films)
+    for name in ("ingest", "analyze", "curate", "cut", "caption"):
+        stage(name, settings)
+    return "films, clips and captions made here"
+
+
+def stage(name: str, settings: config.Config, **scope: Any) -> None:
+    """One stage's own `run`, its log quieted to warnings."""
+    logging.getLogger("brickreel").setLevel(logging.WARNING)
+    importlib.import_module(f"brickreel.stages.{name}").run(settings, **scope)
+
+
+def told(row: Mapping[str, Any], digits: int = 3) -> str:
+    """`0.12 (0.10 to 0.14)`, or the reason why there is no value."""
+    if row["value"] is None:
+        return str(row["reason"])
+    if row["low"] is None:
+        return f"{row['value']:.{digits}g} ({row['reason']})"
+    return f"{row['value']:.{digits}g} ({row['low']:.{digits}g} to {row['high']:.{digits}g})"

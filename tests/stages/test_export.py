@@ -296,6 +296,14 @@ def test_push_sends_the_model_and_the_clips_to_repositories_of_their_own(with_cl
     assert hub.files[weights] == (folder / weights).read_bytes()
 
 
+def test_settings_name_the_repository_too_and_without_one_nothing_is_sent(finished, hub):
+    export.run(finished, "small")
+    assert (hub.made, hub.files) == ([], {})
+    export.run(config.load(finished.model_dump(mode="json"), {"export": {"push": "me/bricks"}}), "small")
+    assert [(kind, name) for kind, _, name, _ in hub.made] == [("model", "bricks")]
+    assert "model_index.json" in hub.files
+
+
 def test_a_hub_that_refuses_is_a_sentence_and_the_folder_stays(finished, tmp_path, hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "stale")
     with pytest.raises(OSError, match=r"is written, but could not be sent to me/bricks: .*401"):

@@ -75,3 +75,7 @@ class Export(Section):
     """The moving average of the weights, or the last step's own."""
     dataset: bool = True
     """Lay the run's clips with their captions beside the model, as links where the file system can."""
+    push: str | None = None
+    """Repository of a hub, such as `owner/name`, that the model is sent to; nothing is sent when absent."""
+    push_dataset: str | None = None
+    """The same for the clips: mind their licences."""

@@ -38,7 +38,8 @@ def run(config: configuration.Config, run: str, push: str = "", push_dataset: st
     """Write the folder of one finished run, and send it to a hub when a name there is given.
 
     Args:
-        push: repository for the model, such as "owner/name"; made as a private one where there is none.
+        push: repository for the model, such as "owner/name", in place of the settings'; made as a private one where there
+            is none.
         push_dataset: the same for the clips.
 
     Raises FileNotFoundError before training has ended, or when a part of the base model is missing; OSError when the
@@ -49,6 +50,7 @@ def run(config: configuration.Config, run: str, push: str = "", push_dataset: st
 
     settings, settings_of_export = config.run(run), config.export
     which = settings_of_export.weights
+    push, push_dataset = push or settings_of_export.push or "", push_dataset or settings_of_export.push_dataset or ""
     facts = gather(run, settings, which)
     target = RESULTS / "export" / run
     transformer = load.transformer(str(RESULTS / "train" / run / "final" / which))
