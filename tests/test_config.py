@@ -26,6 +26,12 @@ def test_wrong_type_names_the_field_and_the_value():
         config.load({"cut": {"crf": "good"}})
 
 
+def test_a_key_in_place_of_its_variables_name_is_not_repeated():
+    with pytest.raises(ValueError, match=r"caption\.api_key_env") as caught:
+        config.load({"caption": {"api_key_env": "sk-proj-0123456789abcdef"}})
+    assert "0123456789" not in str(caught.value)
+
+
 def test_later_sources_win_key_by_key(tmp_path):
     first, second = tmp_path / "config.yaml", tmp_path / "demo.yaml"
     first.write_text(yaml.safe_dump({"curate": {"min_poses": 9, "seed": 4}, "project": {"name": "a"}}))

@@ -159,7 +159,9 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             sentences.append(f"configuration: unknown key `{where}`{_neighbours(problem['loc'])}")
         else:
-            sentences.append(f"configuration: `{where}`: {problem['msg']} (found {problem['input']!r:.60})")
+            # A key that stands where its variable's name belongs must not end up in a log.
+            found = "" if "key" in where.rpartition(".")[2] else f" (found {problem['input']!r:.60})"
+            sentences.append(f"configuration: `{where}`: {problem['msg']}{found}")
     return "; ".join(sentences)
 
 
