@@ -44,7 +44,7 @@ RATE = 12.0
 def settings(steps: int, stride: int, seeds: Sequence[int], prompts: Sequence[str]) -> Config:
     """Two runs per seed that differ in what time is counted in, and in nothing else."""
     base = _project.demo_settings().run("demo").model_dump(mode="json")
-    base["schedule"] |= {"cooldown_steps": steps - base["schedule"]["warmup_steps"]}
+    base["schedule"] |= {"cooldown_steps": max(0, steps - base["schedule"]["warmup_steps"])}
     ends = {"max_steps": steps, "checkpoint_every": steps, "gauge_every": steps}
     times = {"poses": {"time": "poses"}, "frames": {"time": "frames", "stride": stride}}
     runs = {

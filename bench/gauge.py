@@ -45,7 +45,7 @@ def settings(steps: int, every: int, prompts: Sequence[str]) -> Config:
         # All held-out clips at every reading: it is the gauge that is on trial here, not its price.
         "gauge_share": 0.2,
     }
-    run["schedule"] |= {"cooldown_steps": steps - run["schedule"]["warmup_steps"]}
+    run["schedule"] |= {"cooldown_steps": max(0, steps - run["schedule"]["warmup_steps"])}
     # The fast sampler: what is compared are checkpoints, and there are many of them.
     sample = {
         "prompts": list(prompts) or ["none yet"],

@@ -62,3 +62,41 @@ def test_missing_weights_are_a_sentence_that_names_the_folder(kind, tmp_path):
         kind(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no weights"):
         kind(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def small_networks(tmp_path_factory):
+    """DINOv2 and VideoMAE of a few thousand untrained weights, as their published folders are laid out."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, VideoMAEConfig, VideoMAEImageProcessor
+    from transformers import VideoMAEModel as VideoMae
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("networks ü")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
+    Dinov2Model(Dinov2Config(**sizes, patch_size=8)).save_pretrained(folder / "dinov2")
+    edge = {"size": {"height": 32, "width": 32}, "crop_size": {"height": 32, "width": 32}}
+    BitImageProcessor(**edge).save_pretrained(folder / "dinov2")
+    VideoMae(VideoMAEConfig(**sizes, intermediate_size=64, patch_size=8, num_frames=4)).save_pretrained(
+        folder / "videomae"
+    )
+    VideoMAEImageProcessor(**edge).save_pretrained(folder / "videomae")
+    return folder
+
+
+def test_networks_from_a_folder_give_a_vector_per_pose_or_per_video(small_networks, scene):
+    videos = [scene(1, 6, 48), scene(2, 9, 48)]
+    pictures = features.PictureModel(small_networks / "dinov2").features(videos)
+    assert [found.shape for found in pictures] == [(6, 32), (9, 32)]
+    alone = features.PictureModel(small_networks / "dinov2").features(videos[1:])
+    assert np.allclose(pictures[1], alone[0], atol=1e-5)
+    windows = features.VideoModel(small_networks / "videomae").features(videos)
+    assert [found.shape for found in windows] == [(1, 32), (1, 32)]
+
+
+def test_subject_consistency_ranks_a_still_before_a_scene_before_poses_of_different_scenes(small_networks, scene):
+    clip = scene(1, 6, 48)
+    mixed = np.concatenate([scene(seed, 1, 48) for seed in range(20, 26)])
+    found = features.PictureModel(small_networks / "dinov2").features([clip[:1].repeat(6, axis=0), clip, mixed])
+    still, moving, changing = map(features.consistency, found)
+    assert still == pytest.approx(1, abs=1e-5)
+    assert still > moving > changing

@@ -38,8 +38,8 @@ def run(config: configuration.Config, run: str, push: str = "", push_dataset: st
     """Write the folder of one finished run, and send it to a hub when a name there is given.
 
     Args:
-        push: repository for the model, such as "owner/name", in place of the settings'; made as a private one where there
-            is none.
+        push: repository for the model, such as "owner/name", in place of the settings'. It is made, as a private one,
+            where there is none.
         push_dataset: the same for the clips.
 
     Raises FileNotFoundError before training has ended, or when a part of the base model is missing; OSError when the
