@@ -364,6 +364,13 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
 
 
+def remove_parts(folder: Path, first: int) -> None:
+    """Remove the parts from this number on: an earlier run had more shards, and their rows stand in the others now."""
+    for part in files_of(folder):
+        if part.stem.isdecimal() and int(part.stem) >= first:
+            part.unlink(missing_ok=True)
+
+
 def check_schema(name: str, found: pa.Schema, path: str | os.PathLike[str]) -> None:
     """Raise ValueError unless a file's schema is the named one, in its version."""
     schema = SCHEMAS[name]

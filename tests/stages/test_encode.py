@@ -138,6 +138,15 @@ def test_shards_divide_the_clips_and_a_clip_without_caption_is_dropped(project):
     assert reasons == {"clip2": "no_caption"}
 
 
+def test_parts_of_a_larger_number_of_shards_go(project):
+    for count in (3, 2):
+        for number in range(count):
+            encode.run(project(), Shard(number, count))
+    rows = [(row["sample_id"], row["clip_id"], row["kind"]) for row in index()]
+    assert len(set(rows)) == len(rows)
+    assert {row["clip_id"] for row in index()} == {"clip0", "clip1", "clip2"}
+
+
 def test_an_interrupted_shard_keeps_the_files_it_has_written(project):
     encode.run(project())
     whole = samples()

@@ -39,8 +39,8 @@ class Analyze(Section):
     height: Positive = 180
     """Frames are reduced to this many rows before any signal is read."""
     transnet: Literal["off", "candidates", "everywhere", "auto"] = "auto"
-    """Where the shot network TransNetV2 runs: nowhere, in windows round doubtful cuts, on every frame, or, by `auto`, on
-    every frame where there is a GPU and in windows where there is none."""
+    """Where the shot network TransNetV2 runs: nowhere, in windows round doubtful cuts, on every frame, or, by `auto`,
+    on every frame where there is a GPU and in windows where there is none."""
     threads: Positive = 1
     """Decoder threads per film; shards run beside each other, so that one is most economical."""
     limits: Limits = Limits()

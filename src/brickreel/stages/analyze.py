@@ -33,17 +33,10 @@ def run(config: Config, shard: Shard = Shard()) -> None:  # noqa: B008  (frozen)
     with Bar(f"analyze {shard.name}", total, "frames") as bar:
         parts = [_finished(film, settings, bar) for film in films]
     _join(parts, OUTPUT / f"{shard.name}.parquet")
-    leave_own_count(OUTPUT, shard)
+    tables.remove_parts(OUTPUT, shard.count)
     for part in parts:
         part.unlink(missing_ok=True)
     logger.info("analyze %s: %d films", shard.name, len(films))
-
-
-def leave_own_count(folder: Path, shard: Shard) -> None:
-    """Remove parts that a larger number of shards left: they would be read beside the new ones, every film twice."""
-    for part in tables.files_of(folder):
-        if part.stem.isdecimal() and int(part.stem) >= shard.count:
-            part.unlink(missing_ok=True)
 
 
 def _finished(film: Mapping[str, Any], settings: Analyze, bar: Bar) -> Path:

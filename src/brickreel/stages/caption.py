@@ -115,10 +115,7 @@ def _write(names: Sequence[Name], captions: dict[Name, Caption], settings: Setti
             f"{counts['failed']} of {len(names)} captions failed, more than caption.max_failed_share "
             f"({settings.max_failed_share:.0%}) allows; most often: {reasons.most_common(1)[0][0]}"
         )
-    for part in tables.files_of(CAPTIONS):
-        # Left by an earlier run with more shards: its clips belong to the remaining shards now.
-        if part.stem.isdecimal() and int(part.stem) >= shard.count:
-            part.unlink(missing_ok=True)
+    tables.remove_parts(CAPTIONS, shard.count)
     path = CAPTIONS / f"{shard.name}.parquet"
     tables.write("captions", path, [row(*name, captions[name]) for name in names])
 

@@ -15,7 +15,6 @@ from brickreel.config import Config, Cut
 from brickreel.films import adopt, cutting, dataset, isolated
 from brickreel.progress import Bar
 from brickreel.stages import Shard
-from brickreel.stages.analyze import leave_own_count
 from brickreel.stages.curate import OUTPUT as CLIP_TABLE
 from brickreel.stages.ingest import OUTPUT as SOURCES
 
@@ -37,7 +36,7 @@ def run(config: Config, shard: Shard = Shard()) -> None:  # noqa: B008  (frozen)
     Raises ValueError when too large a share of the shard's clips could not be written, OSError when the disk is full.
     """
     output = OUTPUT / f"{shard.name}.parquet"
-    leave_own_count(OUTPUT, shard)
+    tables.remove_parts(OUTPUT, shard.count)
     if config.cut.adopt:
         rows = _adopt(config.cut, config.cut.adopt, shard)
         tables.write("cut_index", output, rows)

@@ -56,7 +56,9 @@ def run(config: Config, shard: Shard = Shard()) -> None:  # noqa: B008  (frozen)
             f"{len(failed)} of {len(clips)} clips could not be encoded, more than encode.max_failed_share allows;"
             f" the first: {next(iter(failed.values()))}"
         )
-    tables.write("encode_index", FOLDER / "index.parquet" / f"{shard.name}.parquet", rows)
+    index = FOLDER / "index.parquet"
+    tables.remove_parts(index, shard.count)
+    tables.write("encode_index", index / f"{shard.name}.parquet", rows)
     remove_unused_files(prefix, rows)
     logger.info(
         "encode: %d samples of %d clips and stills, %d dropped, %d failed",
