@@ -2,7 +2,8 @@
 
 Trains the demo's run with a checkpoint and a reading of the gauge every 50 steps, samples the captions of the held-out
 clips from each, scores them, and prints the rank correlation of the held-out loss, per timestep bin, with every metric:
-Spearman's rho with its 95 % interval, whatever it is; positive where a lower loss goes with better samples.
+Spearman's rho with its 95 % interval, whatever it is; positive where the metric falls with the loss. Metrics that are
+best near the held-out clips' value are taken by their distance from it; smoothness alone is better when it is higher.
 
 The interval takes checkpoints for independent, which those of one run are not: it is too narrow rather than too wide.
 Hence the second table, of what changes from one checkpoint to the next, in which a common trend is gone.
@@ -155,7 +156,7 @@ def show(found: Mapping[str, Any]) -> None:
         )
     rows = found["correlation"]
     bins = list(dict.fromkeys((row["t_low"], row["t_high"]) for row in rows))
-    print("\nSpearman's rho with the held-out loss (95 % interval); positive: lower loss, better samples")
+    print("\nSpearman's rho with the held-out loss (95 % interval); positive: where the loss falls, so does the metric")
     print(f"{'':24}" + "".join(f"{'all' if low is None else f't {low}-{high - 1}':>24}" for low, high in bins))
     for name in SHOWN:
         cells = [next(r for r in rows if r["metric"] == name and r["t_low"] == low) for low, _ in bins]
