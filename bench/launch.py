@@ -47,6 +47,8 @@ def main() -> None:
         kept = "kept" if one["kept"] else "MISSED"
         about = ", ".join(f"{key} {value:.3g}" for key, value in one.items() if key not in FIGURE)
         print(f"{name:44s} {one['seconds']:6.1f} s   limit {one['limit_s']:g} s: {kept}   {about}")
+    # Wall times of four ranks on a few cores: beside other work they say little.
+    print(f"load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores")
     settings = {"cores": os.cpu_count(), "load_average": os.getloadavg()[0], "films": FILMS, "not_installed": missing}
     files.write_json("results/bench/launch.json", settings | {"rows": rows})
 
