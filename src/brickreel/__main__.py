@@ -89,6 +89,9 @@ def stage_command(stage: Stage) -> click.Command:
         options.append(click.Option(["--run"], required=True, help="Name of the run in `runs:`."))
     if stage.name == "report":
         options.append(click.Option(["--text", "text_only"], is_flag=True, help="Only print it, for a terminal."))
+    if stage.name == "export":
+        for name, what in (("--push", "the model"), ("--push-dataset", "the clips")):
+            options.append(click.Option([name], default="", help=f"OWNER/NAME on a hub that {what} is sent to."))
 
     def call(configs: tuple[str, ...], log_file: str | None, debug: bool, **scope: Any) -> None:
         set_up_logging(log_file)

@@ -10,9 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 
 import tiny
 from brickreel import config, files, tables
+from brickreel.__main__ import main
 from brickreel.films import video
 from brickreel.stages import export
 from training import project
@@ -294,6 +296,13 @@ def test_push_sends_the_model_and_the_clips_to_repositories_of_their_own(with_cl
     assert set(hub.files) == {name for name in model if not name.startswith("dataset/")} | clips
     weights = "transformer/diffusion_pytorch_model.safetensors"
     assert hub.files[weights] == (folder / weights).read_bytes()
+
+
+def test_the_command_line_names_the_repositories(finished, hub, tmp_path):
+    files.write_json(tmp_path / "here.json", finished.model_dump(mode="json") | {"telemetry": {"enabled": False}})
+    done = CliRunner().invoke(main, ["export", "--config", "here.json", "--run", "small", "--push", "me/bricks"])
+    assert done.exit_code == 0, done.output
+    assert [(kind, name) for kind, _, name, _ in hub.made] == [("model", "bricks")]
 
 
 def test_settings_name_the_repository_too_and_without_one_nothing_is_sent(finished, hub):

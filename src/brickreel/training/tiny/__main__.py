@@ -37,10 +37,10 @@ def main(threads: int) -> None:
 @out_option
 @work_option
 @minutes_option
-@click.option("--steps", default=1500, show_default=True)
+@click.option("--steps", default=4500, show_default=True)
 @click.option("--batch", default=16, show_default=True)
 @click.option("--lr", default=2e-3, show_default=True)
-@click.option("--pictures", default=6000, show_default=True)
+@click.option("--pictures", default=10000, show_default=True)
 @click.option("--unseen", default=256, show_default=True, help="Pictures that the figures are read on.")
 @click.option("--seed", default=0, show_default=True)
 def make_autoencoder(
@@ -79,7 +79,7 @@ def make_autoencoder(
 @click.option("--steps", default=900, show_default=True)
 @click.option("--batch", default=16, show_default=True)
 @click.option("--lr", default=2e-3, show_default=True)
-@click.option("--pictures", default=6000, show_default=True)
+@click.option("--pictures", default=10000, show_default=True)
 @click.option("--unseen", default=256, show_default=True, help="Pictures that the figures are read on.")
 @click.option("--seed", default=0, show_default=True)
 def make_decoder(
@@ -114,12 +114,12 @@ def make_decoder(
 @out_option
 @work_option
 @minutes_option
-@click.option("--steps", default=2700, show_default=True)
-@click.option("--stills-until", default=1100, show_default=True, help="Steps on stills alone, which cost little.")
+@click.option("--steps", default=7500, show_default=True)
+@click.option("--stills-until", default=900, show_default=True, help="Steps on stills alone, which cost little.")
 @click.option("--batch", default=6, show_default=True, help="Clips per step.")
-@click.option("--stills-batch", default=48, show_default=True, help="Stills per step before clips come.")
+@click.option("--stills-batch", default=24, show_default=True, help="Stills per step before clips come.")
 @click.option("--lr", default=1.5e-3, show_default=True)
-@click.option("--clips", default=500, show_default=True)
+@click.option("--clips", default=1200, show_default=True)
 @click.option("--stills", default=3000, show_default=True)
 @click.option("--unseen", default=24, show_default=True, help="Clips that the figures are read on.")
 @click.option("--seed", default=0, show_default=True)
