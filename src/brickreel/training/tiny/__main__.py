@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Callable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -33,81 +34,62 @@ def main(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-@main.command("autoencoder")
-@out_option
-@work_option
-@minutes_option
-@click.option("--steps", default=4500, show_default=True)
-@click.option("--batch", default=16, show_default=True)
-@click.option("--lr", default=2e-3, show_default=True)
-@click.option("--pictures", default=10000, show_default=True)
-@click.option("--unseen", default=256, show_default=True, help="Pictures that the figures are read on.")
-@click.option("--seed", default=0, show_default=True)
-def make_autoencoder(
-    out: Path,
-    work: Path,
-    minutes: float | None,
-    steps: int,
-    batch: int,
-    lr: float,
-    pictures: int,
-    unseen: int,
-    seed: int,
-) -> None:
-    """Train the autoencoder on stills of shapes and bricks."""
-    from brickreel.training.tiny import autoencoder, footage, resuming
+def picture_options(steps: int) -> Callable[[Callable], Callable]:
+    """The options of a training on stills."""
+    options = (
+        out_option,
+        work_option,
+        minutes_option,
+        click.option("--steps", default=steps, show_default=True),
+        click.option("--batch", default=16, show_default=True),
+        click.option("--lr", default=2e-3, show_default=True),
+        click.option("--pictures", default=10000, show_default=True),
+        click.option("--unseen", default=256, show_default=True, help="Pictures that the figures are read on."),
+        click.option("--seed", default=0, show_default=True),
+    )
+    return lambda command: reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
-    drawn = _drawn(work / f"stills-{pictures}-{seed}.npy", lambda: footage.stills(pictures, seed))
-    torch.manual_seed(seed)
-    model = autoencoder.build()
-    loss = autoencoder.loss_on(model, drawn, batch, seed)
-    rows = resuming.train("tiny autoencoder", model, loss, steps, lr, work / "autoencoder", minutes)
-    if rows is None:
-        return _say_unfinished()
-    others = footage.stills(unseen, seed + UNSEEN)
-    autoencoder.set_scaling_factor(model, others)
-    figures = autoencoder.figures_on(model, others)
-    autoencoder.save(model, out / "autoencoder")
-    settings = {"steps": steps, "batch": batch, "lr": lr, "pictures": pictures, "unseen": unseen, "seed": seed}
-    _record(out, "autoencoder", settings, rows, figures)
+
+@main.command("autoencoder")
+@picture_options(steps=4500)
+def make_autoencoder(out: Path, work: Path, minutes: float | None, **settings: Any) -> None:
+    """Train the autoencoder on stills of shapes and bricks."""
+    from brickreel.training.tiny import autoencoder
+
+    torch.manual_seed(settings["seed"])
+    _train_on_pictures("autoencoder", autoencoder.build(), out, work, minutes, settings)
 
 
 @main.command("decoder")
-@out_option
-@work_option
-@minutes_option
-@click.option("--steps", default=900, show_default=True)
-@click.option("--batch", default=16, show_default=True)
-@click.option("--lr", default=2e-3, show_default=True)
-@click.option("--pictures", default=10000, show_default=True)
-@click.option("--unseen", default=256, show_default=True, help="Pictures that the figures are read on.")
-@click.option("--seed", default=0, show_default=True)
-def make_decoder(
-    out: Path,
-    work: Path,
-    minutes: float | None,
-    steps: int,
-    batch: int,
-    lr: float,
-    pictures: int,
-    unseen: int,
-    seed: int,
-) -> None:
+@picture_options(steps=900)
+def make_decoder(out: Path, work: Path, minutes: float | None, **settings: Any) -> None:
     """Train the decoder of `--out` on, with the encoder frozen: a finished transformer stays valid."""
     from brickreel.models import load
-    from brickreel.training.tiny import autoencoder, footage, resuming
+    from brickreel.training.tiny import autoencoder
 
-    drawn = _drawn(work / f"stills-{pictures}-{seed}.npy", lambda: footage.stills(pictures, seed))
     model = load.autoencoder(str(out / "autoencoder")).vae
     autoencoder.freeze_encoder(model)
-    loss = autoencoder.loss_on(model, drawn, batch, seed)
-    rows = resuming.train("tiny decoder", model, loss, steps, lr, work / "decoder", minutes)
+    _train_on_pictures("decoder", model, out, work, minutes, settings)
+
+
+def _train_on_pictures(
+    part: str, model: Any, out: Path, work: Path, minutes: float | None, settings: Mapping[str, Any]
+) -> None:
+    from brickreel.training.tiny import autoencoder, footage, resuming
+
+    steps, seed, pictures = settings["steps"], settings["seed"], settings["pictures"]
+    drawn = _drawn(work / f"stills-{pictures}-{seed}.npy", lambda: footage.stills(pictures, seed))
+    loss = autoencoder.loss_on(model, drawn, settings["batch"], seed)
+    rows = resuming.train(f"tiny {part}", model, loss, steps, settings["lr"], work / part, minutes)
     if rows is None:
         return _say_unfinished()
-    figures = autoencoder.figures_on(model, footage.stills(unseen, seed + UNSEEN))
+    others = footage.stills(settings["unseen"], seed + UNSEEN)
+    if part == "autoencoder":
+        autoencoder.set_scaling_factor(model, others)
+    figures = autoencoder.figures_on(model, others)
     autoencoder.save(model, out / "autoencoder")
-    settings = {"steps": steps, "batch": batch, "lr": lr, "pictures": pictures, "unseen": unseen, "seed": seed}
-    _record(out, "decoder", settings, rows, figures)
+    ordered = {name: settings[name] for name in ("steps", "batch", "lr", "pictures", "unseen", "seed")}
+    _record(out, part, ordered, rows, figures)
 
 
 @main.command("transformer")
