@@ -72,7 +72,6 @@ def test_corrections_win_over_the_machine_and_survive_a_rerun(tmp_path):
 
 
 def test_corrections_of_clips_that_are_not_there_are_named(tmp_path, caplog):
-    logging.getLogger("brickreel").propagate = True
     project.make(tmp_path, clips=1, stills=1)
     (tmp_path / "corrections.csv").write_text(
         "clip_id,kind,text\nc0,clip,A person wrote this.\nc0,still,x\nC9,clip,y\n"
@@ -248,7 +247,6 @@ def test_dead_endpoint_ends_in_a_sentence(tmp_path):
 
 
 def test_key_is_in_no_file_and_no_log(tmp_path, caplog):
-    logging.getLogger("brickreel").propagate = True
     caplog.set_level(logging.DEBUG)
     project.make(tmp_path, clips=0, stills=4)
     with project.serving(key=KEY, script=["500", "banned"]) as server:
@@ -262,7 +260,6 @@ def test_key_is_in_no_file_and_no_log(tmp_path, caplog):
 
 
 def test_estimate_is_printed_and_kept_before_the_first_request(tmp_path, caplog):
-    logging.getLogger("brickreel").propagate = True
     caplog.set_level(logging.INFO, "brickreel")
     project.make(tmp_path, clips=0, stills=2)
     with pytest.raises(ValueError, match="refused"):
