@@ -20,9 +20,10 @@ logger = logging.getLogger("brickreel")
 
 def run_stage(name: str, configs: tuple[str, ...] = (), **scope: Any) -> None:
     """Load the settings and run one stage under the recorder; what every way of starting a stage comes to."""
-    from brickreel.cluster import ranks
+    from brickreel.cluster import local, ranks
     from brickreel.telemetry import recorder
 
+    local.end_with_launcher()
     settings = config.load(*(configs or ("config.yaml",)))
     me = ranks.discover()
     scopes = [scope]

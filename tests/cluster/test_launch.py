@@ -8,10 +8,13 @@ import time
 
 import pytest
 
+from brickreel import files
 from brickreel.cluster import launch
 from training import project as training_project
 
 CONFIG = "runs: {demo: {}}\npreflight: {disk_mib: 1, quick: true}\n"
+
+ATTEMPTS = "results/train/small/attempts.jsonl"
 
 
 @pytest.fixture
@@ -138,6 +141,20 @@ def test_ranks_end_when_whoever_launched_them_was_killed(project):
     parent.kill()
     parent.wait()
     _wait(lambda: not [pid for pid in [launcher, *ranks] if _alive(pid)])
+
+
+def test_after_a_killed_launcher_the_next_one_waits_for_its_ranks_and_goes_on(project):
+    training_project.make(project, max_steps=300, checkpoint_every=1000)
+    words = brickreel("launch", "train", "--run", "small", "--config", "config.json")
+    first = subprocess.Popen(words)
+    _wait(lambda: training_project.step_rows(project))
+    first.kill()
+    first.wait()
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    events = [(row["attempt"], row["event"]) for row in files.read_json_lines(ATTEMPTS)]
+    assert events == [(0, "start"), (0, "end"), (1, "start"), (1, "end")]
+    assert [row["step"] for row in training_project.step_rows(project)] == list(range(1, 301))
 
 
 @pytest.mark.parametrize(

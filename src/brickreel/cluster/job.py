@@ -93,15 +93,18 @@ def run_inline(job: Job) -> None:
     running.run_stage(job.stage, job.settings, **job.scope)
 
 
-def run_local(job: Job) -> None:
-    """Run the ranks as processes of this machine; they end when the launcher does."""
+def run_local(job: Job, lock: int) -> None:
+    """Run the ranks as processes of this machine; they end when the launcher does, however it ends.
+
+    `lock`: the open launch lock, which the ranks inherit, so that no other launcher starts while one of them lives.
+    """
     if job.resources.nodes != 1:
         raise ValueError(f"the executor local is one machine: nodes must be 1, not {job.resources.nodes}")
     scope = [word for key, value in job.scope.items() for word in (f"--{key}", value)]
     config = [word for name in job.settings for word in ("--config", name)]
     logs = [job.folder / f"local_{rank}.out" for rank in range(job.ranks)]
     watch = Watch()
-    ranks = LocalRanks([job.stage, *scope, *config], logs)
+    ranks = LocalRanks([job.stage, *scope, *config], logs, lock)
     job.record(executor="local", job_id=None, pid=os.getpid(), ranks=job.ranks, settings=job.fingerprint)
     follower = Follower(logs, job.log_file)
     try:

@@ -68,11 +68,11 @@ def launch(
         log_file=Path(log_file) if log_file else None,
         fingerprint=job_record.fingerprint(settings),
     )
-    with lock.only_launcher(stage, part):
+    with lock.only_launcher(stage, part) as held:
         if executor == "inline":
             run_inline(job)
         elif executor == "local":
-            run_local(job)
+            run_local(job, held.fileno())
         else:
             run_slurm(job, site_env.read())
 

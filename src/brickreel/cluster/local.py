@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +14,39 @@ GRACE_S = 30.0
 """Seconds that ranks have between SIGTERM and SIGKILL: enough for a checkpoint of a small model."""
 
 
+_LAUNCHER = "BRICKREEL_LAUNCHER"
+_WATCH_S = 0.5
+
+
+def end_with_launcher() -> None:
+    """In a rank: when the launcher was killed, stop as if it had asked to, with a checkpoint where there is one."""
+    launcher = os.environ.pop(_LAUNCHER, None)
+    if launcher is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(launcher):
+            time.sleep(_WATCH_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
+
+
 class LocalRanks:
     """`tasks` processes that run the same command. Their output goes to one file each."""
 
-    def __init__(self, words: Sequence[str], logs: Sequence[Path]) -> None:
-        """Start `python -m brickreel WORDS` once per log file; the rank is the file's position."""
+    def __init__(self, words: Sequence[str], logs: Sequence[Path], lock: int) -> None:
+        """Start `python -m brickreel WORDS` once per log file; the rank is the file's position.
+
+        `lock`: an open file that the ranks inherit.
+        """
         tasks = len(logs)
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         threads = str(max(1, (os.cpu_count() or 1) // tasks))
         common = {"OMP_NUM_THREADS": threads} | dict(os.environ)
         common |= {"WORLD_SIZE": str(tasks), "LOCAL_WORLD_SIZE": str(tasks), "PYTHONUNBUFFERED": "1"}
+        common |= {_LAUNCHER: str(os.getpid())}
         common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         if not any("nvidia" in name for name in os.listdir("/dev")):
             common.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a laptop's host name may resolve to nothing
@@ -40,6 +63,7 @@ class LocalRanks:
                         stderr=subprocess.STDOUT,
                         # A Ctrl-C is for the launcher, which ends its ranks in order.
                         start_new_session=True,
+                        pass_fds=(lock,),
                     )
                 )
 

@@ -9,16 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-LAUNCH_PATIENCE_S = 10.0
-"""A launcher whose Snakemake was killed needs a moment to notice and let go."""
+LAUNCH_PATIENCE_S = 30.0
+"""A launcher whose Snakemake was killed needs a moment to notice and let go, and ranks whose launcher was killed need
+one to finish their step."""
 
 
 @contextmanager
-def only_launcher(stage: str, part: str) -> Iterator[None]:
-    """Hold the launch lock of a run. Raises ValueError that names the holder when another launcher has it."""
+def only_launcher(stage: str, part: str) -> Iterator[TextIO]:
+    """Hold the launch lock of a run: an open file, which local ranks inherit and so hold as long as they live.
+
+    Raises ValueError that names the holder when another launcher has it.
+    """
     where = Path("results") / stage / part / "launch.lock"
-    with acquire(where, f"{stage} of '{part}' is already being launched", LAUNCH_PATIENCE_S):
-        yield
+    with acquire(where, f"{stage} of '{part}' is already being launched", LAUNCH_PATIENCE_S) as held:
+        yield held
 
 
 def acquire(where: Path, sentence: str, patience_s: float = 0.0) -> TextIO:
