@@ -25,6 +25,7 @@ def hgx(root: Path, rails: int = 8, storage: bool = True, ethernet: str = "bond0
             "local_cpulist": "0-51" if numa == 0 else "52-103",
             "current_link_width": 16,
             "max_link_width": 16,
+            "max_link_speed": "32.0 GT/s PCIe",
         }.items():
             write(gpu / name, value)
         link(root / "sys/bus/pci/devices" / gpu.name, gpu)

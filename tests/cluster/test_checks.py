@@ -1,12 +1,16 @@
+import os
+import subprocess
+import time
 from itertools import combinations
 
+import psutil
 import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from brickreel.cluster import fabric
-from brickreel.cluster.checks import at_least, at_most, gpus, links, pairs, software, storage, traffic, verdict
+from brickreel.cluster.checks import at_least, at_most, compute, gpus, links, pairs, software, storage, traffic, verdict
 from brickreel.cluster.checks.collective import Timing
 from brickreel.telemetry.gpu import Event
 from cluster import sysfs
@@ -90,6 +94,57 @@ def test_events_and_foreign_memory_are_named():
     (check,) = gpus.check("n", before, before, [Event("gpu1", "xid", "79")])
     assert "XID 79" in check.reason
     assert "30.0 GiB in use by others" in check.reason
+
+
+def test_a_downed_nvlink_is_named():
+    assert gpus.check_nvlinks("n", {}) == []
+    (sound,) = gpus.check_nvlinks("n", {"gpu0": (18, 18)})
+    assert sound.result == "pass"
+    (check,) = gpus.check_nvlinks("n", {"gpu0": (18, 18), "gpu3": (16, 18)})
+    assert check.result == "fail"
+    assert "gpu3 has 16 of 18 NVLinks up" in check.reason
+
+
+def test_who_else_computes_on_a_gpu_is_named():
+    own = os.getpid()
+    (mine,) = gpus.check_processes("n", {"gpu0": [own]}, {own})
+    assert mine.result == "pass"
+    (other,) = gpus.check_processes("n", {"gpu0": [], "gpu1": [own]}, set())
+    assert other.result == "fail"
+    assert f"gpu1 is in use by process {own}, " in other.reason
+    unseen = 2**22 + 1  # above the highest number that Linux gives a process
+    (strange,) = gpus.check_processes("n", {"gpu0": [unseen]}, {own})
+    assert strange.result == "warn"
+
+
+def test_a_process_that_died_and_was_not_collected_is_called_a_zombie():
+    child = subprocess.Popen(["true"])
+    try:
+        while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        (check,) = gpus.check_processes("n", {"gpu0": [child.pid]}, set())
+        assert "(a zombie)" in check.reason
+    finally:
+        child.wait()
+
+
+def test_only_the_gpus_of_the_job_are_looked_at_where_nvml_shows_all():
+    devices = [f"gpu{number}" for number in range(8)]
+    assert gpus.allotted(devices, {"SLURM_STEP_GPUS": "2,11", "SLURM_JOB_GPUS": "0"}) == ["gpu2"]
+    assert gpus.allotted(devices[:2], {"SLURM_JOB_GPUS": "6,7"}) == ["gpu0", "gpu1"]  # cgroups hide the others
+    assert gpus.allotted(devices, {}) == devices
+
+
+def test_copies_are_judged_by_peers_and_by_the_slot():
+    nodes = ["a", "a", "b", "b"]
+    copies = [compute.Copies(2600, 55)] * 3 + [compute.Copies(2000, 30)]
+    found = compute.check_copies(nodes, copies, 64.0)
+    assert [check.result for check in found] == ["pass"] * 6 + ["fail"] * 2
+    assert "rank 3 on b gets 30 GB/s from the host" in found[-1].reason
+    # All are slow alike: the slot's rate tells.
+    found = compute.check_copies(nodes, [compute.Copies(2600, 24)] * 4, 64.0)
+    assert [check.result for check in found] == ["pass", "fail"] * 4
+    assert compute.check_copies(["a"], [None], None)[0].result == "not measured"
 
 
 TIMINGS = [Timing("all_reduce", 100.0, 1.0, 1.0, True, 6), Timing("all_gather", 100.0, 1.0, 1.0, True, 6)]

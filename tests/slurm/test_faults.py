@@ -5,6 +5,7 @@ run; what they prove is that faults are recognised, not how fast a network is.
 """
 
 import json
+import os
 import subprocess
 import time
 from importlib.metadata import distribution
@@ -19,7 +20,8 @@ from training import project
 
 NODES = ("gpu1", "gpu2")
 LIMIT_S = 120
-SOUND = [f"{gpu} mhz 0 1980" for gpu in range(8)]
+# The job is given the first of each node's eight GPUs.
+SOUND = [f"{gpu} {metric} 0 {value}" for gpu in range(8) for metric, value in (("mhz", 1980), ("links", 18))]
 
 
 class Bench:
@@ -112,13 +114,24 @@ def another_version_on_one_node(bench):
 
 
 def an_uncorrected_memory_error(bench):
-    bench.gpus("2 ecc 0 1")
-    return "gpu2 has uncorrected ECC errors (1)"
+    bench.gpus("0 ecc 0 1")
+    return "gpu0 has uncorrected ECC errors (1)"
 
 
 def a_gpu_that_is_too_hot(bench):
-    bench.gpus("5 thermal 0 1")
-    return "gpu5 is slowed down by heat"
+    bench.gpus("0 thermal 0 1")
+    return "gpu0 is slowed down by heat"
+
+
+def nvlinks_that_are_down(bench):
+    bench.gpus("0 links 0 16")
+    return "gpu0 has 16 of 18 NVLinks up"
+
+
+def somebody_else_on_the_gpu(bench):
+    pid = os.getpid()
+    bench.gpus(f"0 pid 0 {pid}")
+    return f"gpu0 is in use by process {pid}, "
 
 
 def a_slow_disk(bench):
@@ -153,12 +166,21 @@ FAULTS = [
     another_version_on_one_node,
     an_uncorrected_memory_error,
     a_gpu_that_is_too_hot,
+    nvlinks_that_are_down,
+    somebody_else_on_the_gpu,
     a_slow_disk,
     little_shared_memory,
     a_clock_that_is_off,
     a_missing_part_of_the_dataset,
 ]
-ON_BOTH = (a_prefix_instead_of_a_name, a_harmful_variable, an_uncorrected_memory_error, a_gpu_that_is_too_hot)
+ON_BOTH = (
+    a_prefix_instead_of_a_name,
+    a_harmful_variable,
+    an_uncorrected_memory_error,
+    a_gpu_that_is_too_hot,
+    nvlinks_that_are_down,
+    somebody_else_on_the_gpu,
+)
 
 
 def test_two_sound_nodes_pass_without_a_warning(bench):
@@ -166,7 +188,8 @@ def test_two_sound_nodes_pass_without_a_warning(bench):
     unusual = [check for check in health["checks"] if check["result"] in ("warn", "fail")]
     assert unusual == [], output
     names = {check["name"] for check in health["checks"]}
-    assert {"network adapters", "network traffic", "GPU health", "GPU slots", "clock offset"} <= names
+    assert {"network adapters", "network traffic", "GPU health", "GPU slots", "GPU processes", "NVLinks"} <= names
+    assert {"clock offset", "dataset", "dataset reading", "largest micro-batch"} <= names
     text = (bench.site.folder / "results/preflight/small/nccl.env").read_text()
     assert "NCCL_SOCKET_IFNAME==eth0" in text.replace("'", "")
     assert "NCCL_IB_HCA==mlx5_0:1,mlx5_1:1" in text.replace("'", "")

@@ -16,7 +16,8 @@ gpus, rows = Gpus(), []
 for time in json.loads(sys.argv[1]):
     with open(os.environ.get("NVML_MOCK_CLOCK", os.devnull), "r+b") as clock:
         clock.write(struct.pack("d", time))
-    rows.append({"values": gpus.sample(), "events": [list(event) for event in gpus.events()]})
+    row = {"values": gpus.sample(), "nvlinks": gpus.nvlinks(), "processes": gpus.processes()}
+    rows.append(row | {"events": [list(event) for event in gpus.events()]})
 print(json.dumps(rows))
 """
 
@@ -39,7 +40,7 @@ def script(folder: Path, *lines: str) -> Path:
 
 
 def sample(library: Path | None, lines: list[str] | None, times: list[float], folder: Path) -> list[dict]:
-    """Sample all GPUs at virtual times; per time `values` (GPU -> column -> value) and `events`."""
+    """Sample all GPUs at virtual times; per time `values` (GPU -> column -> value) and all else that `Gpus` says."""
     clock = folder / "clock"
     clock.write_bytes(struct.pack("d", 0.0))
     environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}

@@ -7,7 +7,8 @@
  * recorder behaves, not how a driver does.
  *
  * Metrics: util, sm, occupancy, tensor, dram (%), power (W), temp (C), mhz, used (GiB), thermal and capped (0 or 1),
- * ecc (count), xid (an event at its time), lost (1: every call fails with 15), nogpm (1: no permission, code 4).
+ * ecc (count), links (NVLinks up, of 18), pid (of a process that computes), xid (an event at its time), lost (1: every
+ * call fails with 15), nogpm (1: no permission, code 4).
  */
 #include <fcntl.h>
 #include <stdint.h>
@@ -17,7 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { OK = 0, NOT_SUPPORTED = 3, NO_PERMISSION = 4, TIMEOUT = 10, DRIVER_NOT_LOADED = 9, LOST = 15 };
+enum { OK = 0, INVALID = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, TOO_SMALL = 7, TIMEOUT = 10, DRIVER_NOT_LOADED = 9, LOST = 15 };
 enum { GPUS = 16, STEPS = 4096 };
 static const unsigned long long XID = 8;
 
@@ -31,6 +32,7 @@ typedef struct { unsigned version, supported; } Support;
 typedef struct { unsigned id; int status; double value; char *names[3]; } Metric;
 typedef struct { unsigned version, count; Sample *first, *second; Metric metrics[477]; } Metrics;
 typedef struct { Device *device; unsigned long long type, data; unsigned gpu_instance, compute_instance; } Event;
+typedef struct { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; } Process;
 typedef union { double d; unsigned ui; unsigned long ul; unsigned long long ull; long long sll; int si; } Value;
 typedef struct { uint32_t id, scope; int64_t stamp, latency; int type, status; Value value; } Field;
 
@@ -171,6 +173,27 @@ int nvmlDeviceGetFieldValues(Device *device, int number, Field *fields) {
         fields[i].type = 3;
         fields[i].status = field(device, fields[i].id, &fields[i].value.ull);
     }
+    return state(device);
+}
+
+static int scripted(Device *device, const char *metric) {
+    for (int i = 0; i < count; i++)
+        if (steps[i].gpu == device->index && !strcmp(steps[i].metric, metric)) return 1;
+    return 0;
+}
+
+int nvmlDeviceGetNvLinkState(Device *device, unsigned link, unsigned *active) {
+    if (!scripted(device, "links")) return NOT_SUPPORTED;
+    if (link >= 18) return INVALID;
+    *active = link < current(device, "links");
+    return state(device);
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v3(Device *device, unsigned *number, Process *processes) {
+    unsigned pid = (unsigned)current(device, "pid"), room = *number;
+    *number = pid ? 1 : 0;
+    if (room < *number) return TOO_SMALL;
+    if (pid) processes[0] = (Process){pid, 1ULL << 30, ~0u, ~0u};
     return state(device);
 }
 

@@ -117,3 +117,10 @@ def test_no_library_is_a_reason(tmp_path):
 def test_uncorrected_errors_are_counted(driver, tmp_path):
     rows = nvml.sample(driver, ["0 ecc 0 0", "0 ecc 5 2"], [0, 10], tmp_path)
     assert [row["values"]["gpu0"]["ecc_uncorrected"] for row in rows] == [0, 2]
+
+
+def test_nvlinks_that_are_up_are_counted_and_processes_that_compute_are_listed(driver, tmp_path):
+    lines = ["0 links 0 18", "0 pid 0 4711", "1 links 0 17", "2 mhz 0 1755"]
+    (row,) = nvml.sample(driver, lines, [1], tmp_path)
+    assert row["nvlinks"] == {"gpu0": [18, 18], "gpu1": [17, 18]}
+    assert row["processes"] == {"gpu0": [4711], "gpu1": [], "gpu2": []}

@@ -58,6 +58,8 @@ class Gpu:
     """Cores near it, such as `0-51,104-155`."""
     link_width: int | None
     max_link_width: int | None
+    bus_gb_s: float | None
+    """What its slot carries in one direction at most: lanes times GT/s, a byte per 8 transfers."""
     nearest: tuple[str, Distance] | None
     """The nearest active port and how far it is."""
 
@@ -176,6 +178,7 @@ def _gpu(path: Path, ports: list[Port]) -> Gpu:
     pci = str(path.resolve())
     numa = int(_number(path / "numa_node") or 0)
     widths = [_number(path / name) for name in ("current_link_width", "max_link_width")]
+    speed = _number(path / "max_link_speed")
     ways = [(DISTANCES.index(distance(pci, port.pci, numa == port.numa_node)), port.name) for port in ports]
     nearest = min(ways, default=None)
     return Gpu(
@@ -184,6 +187,7 @@ def _gpu(path: Path, ports: list[Port]) -> Gpu:
         cpus=_text(path / "local_cpulist"),
         link_width=None if widths[0] is None else int(widths[0]),
         max_link_width=None if widths[1] is None else int(widths[1]),
+        bus_gb_s=None if speed is None or widths[1] is None else widths[1] * speed / 8,
         nearest=(nearest[1], DISTANCES[nearest[0]]) if nearest else None,
     )
 

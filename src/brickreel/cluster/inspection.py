@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -25,7 +25,7 @@ from brickreel.cluster.checks import (
 )
 from brickreel.cluster.ranks import Ranks
 from brickreel.config import Preflight
-from brickreel.telemetry.gpu import Gpus
+from brickreel.telemetry.gpu import Gpus, Row
 
 GEMM_S = {True: 0.5, False: 30.0}
 """Seconds of matrix products, quick and long: a GPU needs half a minute to grow hot."""
@@ -39,6 +39,8 @@ LARGE_MIB = 1024.0
 """Bandwidth is judged from this size on."""
 SHM_PER_RANK_GIB = 1 / 64
 """What the ranks' loader threads and NCCL's own shared segments take."""
+
+T = TypeVar("T")
 
 
 class Inspection:
@@ -62,11 +64,14 @@ class Inspection:
         self.leader = ranks.local_rank == 0
         self.fabric = fabric.read()
         self.gpus = Gpus() if self.leader else None
-        self.gpus_before = self.gpus.sample() if self.gpus else {}
+        self.gpus_before = self._gpus_now()
+        self.processes_before = self._mine(self.gpus.processes()) if self.gpus else {}
         self.sent_before = fabric.bytes_sent()
         self.timings: list[collective.Timing] = []
         self.same = same
-        self.nodes = sweep.gather(ranks.node, ranks)
+        everyone = sweep.gather((ranks.node, os.getpid()), ranks)
+        self.nodes = [node for node, _ in everyone]
+        self.own = [pid for node, pid in everyone if node == ranks.node]
         others = [node for node in self.nodes if node != ranks.node]
         self.way = network.interface_towards(others[0]) if others else None
 
@@ -79,16 +84,20 @@ class Inspection:
         """All checks that know no model, on rank 0; an empty list elsewhere. A collective call of all ranks."""
         alone = (self.node_checks(index, written) if self.leader else []) + self.storage()
         rate = compute.tflops(self.device, GEMM_S[self.settings.quick])
-        everyone = sweep.gather((alone, self.facts() if self.leader else {}, rate), self.ranks)
+        copies = compute.copies(self.device)
+        everyone = sweep.gather((alone, self.facts() if self.leader else {}, rate, copies), self.ranks)
         names = [self.nodes[rank] for rank in self.leaders]
         offsets = self._offsets()
         together = self.collectives() + ([] if self.settings.quick else self.pairs())
         late = sweep.gather(self.afterwards() if self.leader else [], self.ranks)
         if self.ranks.rank:
             return []
-        checks = worst_per_node([check for found, _, _ in everyone for check in found])
+        checks = worst_per_node([check for found, *_ in everyone for check in found])
         checks += software.compare(names, [everyone[rank][1] for rank in self.leaders])
-        checks += compute.check(self.nodes, [found for _, _, found in everyone], self.device == "cuda")
+        checks += compute.check(self.nodes, [found[2] for found in everyone], self.device == "cuda")
+        slots = [gpu.bus_gb_s for gpu in self.fabric.gpus]  # alike on all nodes, or `software` has said so
+        bus = min((speed for speed in slots if speed), default=None)
+        checks += worst_per_node(compute.check_copies(self.nodes, [found[3] for found in everyone], bus))
         checks += clock.check(names, offsets) if len(names) > 1 else []
         return checks + together + worst_per_node([check for found in late for check in found])
 
@@ -105,6 +114,12 @@ class Inspection:
             reason = "there is no encoded dataset yet: run encode first"
             return [*checks, Check("dataset", node, "not measured", reason=reason)]
         return [*checks, storage.check_dataset(node, index)]
+
+    def _gpus_now(self) -> dict[str, Row]:
+        return self._mine(self.gpus.sample()) if self.gpus else {}
+
+    def _mine(self, found: Mapping[str, T]) -> dict[str, T]:
+        return {device: found[device] for device in gpus.allotted(list(found))}
 
     def _interfaces(self) -> list[Check]:
         import psutil
@@ -171,7 +186,9 @@ class Inspection:
                 traffic.check(node, self.sent_before, fabric.bytes_sent(), expected, self.fabric, self.way, cuda)
             )
         if self.gpus:
-            found += gpus.check(node, self.gpus_before, self.gpus.sample(), self.gpus.events())
+            found += gpus.check(node, self.gpus_before, self._gpus_now(), self.gpus.events())
+            found += gpus.check_nvlinks(node, self._mine(self.gpus.nvlinks()))
+            found += gpus.check_processes(node, self.processes_before, self.own)
         return found
 
     def fabrics(self) -> tuple[dict[str, fabric.Fabric], str | None]:

@@ -9,13 +9,13 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from brickreel import config as configuration
 from brickreel import files, tables
 from brickreel.cluster import distributed, network, sweep, tuning
-from brickreel.cluster.checks import Check, software, verdict
-from brickreel.cluster.inspection import Inspection, from_first
+from brickreel.cluster.checks import Check, at_least, software, verdict
+from brickreel.cluster.inspection import Inspection, from_first, worst_per_node
 from brickreel.cluster.ranks import Ranks
 
 logger = logging.getLogger("brickreel")
@@ -25,6 +25,8 @@ MEETING_TIMEOUT_S = 60.0
 """Nodes that do not find each other in this time are a finding, not a reason to wait."""
 MEMORY_WARN_SHARE = 0.95
 """Of the GPU's memory: above it, fragments of the allocator may not fit."""
+READING = 2.0
+"""Clips that the dataset should give for each one that is trained on: reading is not even."""
 
 
 def run(config: configuration.Config, run: str) -> None:
@@ -96,24 +98,37 @@ def _cuda() -> bool:
 
 
 def rehearsal(config: configuration.Config, run: str, ranks: Ranks) -> list[Check]:
-    """The largest micro-batch of the plan, forward and backward, on all ranks, and equal shares of the work.
+    """The largest micro-batch of the plan, forward and backward, on all ranks; equal shares; reading that keeps up.
 
     On rank 0 the checks; a collective call of all ranks.
     """
     if not _plan_path(run).is_file():
         return [Check("largest micro-batch", "all", "not measured", reason="there is no plan yet: run plan first")]
     try:
-        peak, problem = _rehearse(config, run, ranks), ""
+        trial, problem = _rehearse(config, run, ranks), ""
     except (ValueError, OSError) as error:
         return [Check("largest micro-batch", "all", "not measured", reason=str(error))]
     except RuntimeError as error:  # torch's out-of-memory error is one
-        peak, problem = (0.0, 0.0, 0), str(error).splitlines()[0]
-    found = sweep.gather((ranks.node, peak, problem), ranks)
-    return _judge_rehearsal(found) if ranks.rank == 0 else []
+        trial, problem = Trial(), str(error).splitlines()[0]
+    found = sweep.gather((ranks.node, trial, problem), ranks)
+    return worst_per_node(_judge_rehearsal(found) + _judge_reading(found)) if ranks.rank == 0 else []
 
 
-def _rehearse(config: configuration.Config, run: str, ranks: Ranks) -> tuple[float, float, int]:
-    """GiB at the peak, GiB of the GPU, micro-batches of this rank per step."""
+class Trial(NamedTuple):
+    """What a rank found out about its part of a step."""
+
+    peak_gib: float = 0.0
+    total_gib: float = 0.0
+    """Of the GPU's memory."""
+    share: int = 0
+    """Micro-batches of this rank per step."""
+    needs: float = 0.0
+    reads: float | None = None
+    """Clips per second that training takes, and that the disk gives."""
+    damaged: str = ""
+
+
+def _rehearse(config: configuration.Config, run: str, ranks: Ranks) -> Trial:
     from brickreel.training import rehearsal as training
     from brickreel.training.buckets import BucketPlan
     from brickreel.training.encoding import choose_device
@@ -125,12 +140,34 @@ def _rehearse(config: configuration.Config, run: str, ranks: Ranks) -> tuple[flo
     found = training.rehearse(backend, settings, plan, device)
     share = len(deal(0, settings.micro_batches, ranks.rank, ranks.world_size))
     logger.info("largest micro-batch %s: %.3g s per step", found.bucket, found.seconds[-1])
-    return found.peak_gib or 0.0, found.total_gib or 0.0, share
+    needs, reads, damaged = found.clips / max(found.seconds), None, ""
+    try:
+        # All ranks at once, each its own samples.
+        reads = training.reading(INDEX, config.train.loader_threads, ranks.rank) if INDEX.exists() else None
+    except (ValueError, OSError) as error:
+        damaged = str(error)
+    return Trial(found.peak_gib or 0.0, found.total_gib or 0.0, share, needs, reads, damaged)
 
 
-def _judge_rehearsal(found: list[tuple[str, tuple[float, float, int], str]]) -> list[Check]:
+def _judge_reading(found: list[tuple[str, Trial, str]]) -> list[Check]:
+    """The dataset has to give every rank twice the clips that its steps take."""
     checks = []
-    for rank, (node, (peak, total, _), problem) in enumerate(found):
+    for node, trial, problem in found:
+        if trial.damaged:
+            checks.append(Check("dataset reading", node, "fail", reason=trial.damaged))
+        elif trial.reads is not None and not problem:
+            need = READING * trial.needs
+            reason = (
+                f"a rank on {node} reads {trial.reads:.3g} clips per second and its steps take up to {trial.needs:.3g}:"
+                " training would wait for data; copy the dataset to a faster file system, or raise `loader_threads`"
+            )
+            checks.append(at_least("dataset reading", node, trial.reads, "clips/s per rank", need, trial.needs, reason))
+    return checks or [Check("dataset reading", "all", "not measured", reason="no latents are there to read")]
+
+
+def _judge_rehearsal(found: list[tuple[str, Trial, str]]) -> list[Check]:
+    checks = []
+    for rank, (node, (peak, total, *_), problem) in enumerate(found):
         if problem:
             reason = f"rank {rank} on {node}: {problem}: make the micro-batch smaller, or end what uses its memory"
             checks.append(Check("largest micro-batch", node, "fail", reason=reason))
@@ -138,9 +175,9 @@ def _judge_rehearsal(found: list[tuple[str, tuple[float, float, int], str]]) -> 
             reason = f"rank {rank} on {node} used {peak:.1f} of {total:.1f} GiB: a little more and it fails"
             checks.append(Check("largest micro-batch", node, "warn", peak, "GiB", reason=reason))
     if not checks:
-        most = max(peak for _, (peak, _, _), _ in found)
+        most = max(trial.peak_gib for _, trial, _ in found)
         checks = [Check("largest micro-batch", "all", "pass", most or None, "GiB", "fits on every rank")]
-    shares = {share for _, (_, _, share), problem in found if not problem}
+    shares = {trial.share for _, trial, problem in found if not problem}
     most = max(shares, default=0)
     if len(shares) <= 1:
         return [*checks, Check("equal shares", "all", "pass", most, "micro-batches", "equal on all ranks")]

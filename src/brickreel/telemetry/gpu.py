@@ -185,6 +185,26 @@ class Gpus:
             row[column] = metric.value if metric.nvmlReturn == pynvml.NVML_SUCCESS else None
         return row
 
+    def nvlinks(self) -> dict[str, tuple[int, int]]:
+        """GPU -> NVLinks that are up, NVLinks it has; without a GPU that has none or does not say."""
+        found = {}
+        for device, handle in self.handles.items():
+            states = self._read(device, "nvlinks", functools.partial(_nvlink_states, handle))
+            if states:
+                found[device] = (sum(states), len(states))
+        return found
+
+    def processes(self) -> dict[str, list[int]]:
+        """GPU -> ids of the processes that compute on it; without a GPU that does not say."""
+        found = {}
+        for device, handle in self.handles.items():
+            running = self._read(
+                device, "processes", functools.partial(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
+            )
+            if running is not None:
+                found[device] = [process.pid for process in running]
+        return found
+
     def events(self) -> list[Event]:
         """What happened since the last call: XIDs, ECC errors, measurements that failed or came back."""
         while self.event_set is not None:
@@ -218,6 +238,19 @@ class Gpus:
             self.news.append(Event(device, "measured", what))
         else:
             self.news.append(Event(device, "not_measured", f"{what}: {pynvml.NVMLError(code)} (code {code})"))
+
+
+def _nvlink_states(handle: Any) -> list[int]:
+    """1 or 0 for each NVLink: up or not."""
+    states = []
+    for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
+        try:
+            states.append(pynvml.nvmlDeviceGetNvLinkState(handle, link))
+        except pynvml.NVMLError as error:
+            # Beyond the GPU's last link.
+            if error.value not in (pynvml.NVML_ERROR_INVALID_ARGUMENT, pynvml.NVML_ERROR_NOT_SUPPORTED):
+                raise
+    return states
 
 
 def temperature(handle: Any) -> int:

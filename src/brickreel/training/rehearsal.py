@@ -1,18 +1,25 @@
 """A run's largest micro-batch, forward and backward, before training: does it fit, and how long does it take?
 
 The model has its real size and random weights, the latents are random: memory and time do not depend on values.
+Beside it how fast this rank reads random samples of the dataset, which training has to keep up with.
 """
 
+import os
 import sys
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+from brickreel import tables
 from brickreel.cluster.ranks import Ranks
 from brickreel.config import Base, Run
 from brickreel.models import load
-from brickreel.training import backends, objective
+from brickreel.training import backends, latents, objective
 from brickreel.training.buckets import Bucket, BucketPlan
 from brickreel.training.dataset import Batch
 from brickreel.training.randomness import Showing
@@ -25,6 +32,8 @@ class Rehearsal(NamedTuple):
     """What the steps took on this rank."""
 
     bucket: str
+    clips: int
+    """In this micro-batch."""
     seconds: tuple[float, ...]
     """Per step; the first one is left out, which also compiles and allocates."""
     peak_gib: float | None
@@ -60,7 +69,45 @@ def rehearse(backend: Any, run: Run, plan: BucketPlan, device: torch.device, ste
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**30
         total = torch.cuda.get_device_properties(device).total_memory / 2**30
-    return Rehearsal(bucket.name, tuple(seconds[1:]), peak, total)
+    return Rehearsal(bucket.name, len(batch.ids), tuple(seconds[1:]), peak, total)
+
+
+READ_S, MOST_READ = 2.0, 2048
+READ_COLUMNS = ["sample_id", "clip_id", "kind", "file", "text_file", "crc32"]
+
+
+def reading(index: Path, threads: int, seed: int) -> float | None:
+    """Samples per second that this rank reads in random order from the disk, not from its own memory.
+
+    None when the index names no latents. Raises ValueError when a sample cannot be read.
+    """
+    rng = np.random.default_rng(seed)
+    parts = tables.files_of(index) if index.is_dir() else [index]
+    rows = tables.read("encode_index", parts[rng.integers(len(parts))], READ_COLUMNS)
+    rows = rows.filter(rows["file"].is_valid())
+    chosen = rows.take(rng.permutation(len(rows))[:MOST_READ]).to_pylist()
+    if not chosen:
+        return None
+    _forget({row[column] for row in chosen for column in ("file", "text_file")})
+    end = time.perf_counter() + READ_S
+
+    def read(row: dict[str, Any]) -> bool:
+        if time.perf_counter() > end:
+            return False
+        latents.read(row)
+        return True
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        count = sum(pool.map(read, chosen))
+    return count / (time.perf_counter() - started)
+
+
+def _forget(paths: Iterable[str]) -> None:
+    """Ask the system to drop what it holds of these files in memory."""
+    for path in paths:
+        with open(path, "rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def main(source: str, name: str, steps: int = 20) -> None:

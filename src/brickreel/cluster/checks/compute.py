@@ -1,12 +1,28 @@
-"""Arithmetic on every rank at once: a GPU that throttles or a core that is shared is slower than its peers."""
+"""Arithmetic and copies on every rank at once: a GPU that throttles or sits badly is slower than its peers."""
 
 import time
+from collections.abc import Callable, Sequence
 from statistics import median
+from typing import NamedTuple
 
 from brickreel.cluster.checks import Check, at_least
 
 WARN_SHARE, FAIL_SHARE = 0.95, 0.90
 """Of the job's median, on GPUs."""
+BUS_SHARE = 0.75
+"""Of the slot's rate: 48 GB/s from the host on PCIe 5 x16, Azure's limit for healthy nodes; 55 is usual."""
+
+
+REPEATS = 20
+
+
+class Copies(NamedTuple):
+    """Bytes per second of one GPU, in GB/s."""
+
+    memory: float
+    """Read and written within its own memory, both counted."""
+    host: float
+    """From the host's pinned memory."""
 
 
 def tflops(device: str, seconds: float, size: int | None = None) -> float:
@@ -50,3 +66,45 @@ def check(nodes: list[str], rates: list[float], cuda: bool) -> list[Check]:
         )
         for rank, (node, rate) in enumerate(zip(nodes, rates, strict=True))
     ]
+
+
+def copies(device: str) -> Copies | None:
+    """Copies within a GPU's memory and to it from the host's; None without a GPU."""
+    import torch
+
+    if device == "cpu":
+        return None
+    source = torch.empty(2**30, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    host = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
+
+    def seconds(copy: Callable[[], object]) -> float:
+        found = []
+        for _ in range(REPEATS):
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            copy()
+            torch.cuda.synchronize()
+            found.append(time.perf_counter() - started)
+        return median(found)
+
+    memory = 2 * source.numel() / seconds(lambda: target.copy_(source)) / 1e9
+    return Copies(memory, host.numel() / seconds(lambda: target[: host.numel()].copy_(host, non_blocking=True)) / 1e9)
+
+
+def check_copies(nodes: Sequence[str], found: Sequence[Copies | None], bus_gb_s: float | None) -> list[Check]:
+    """Judge each rank's copies, by rank: memory against the median of all, the host's against the slot's rate too."""
+    measured = [(rank, one) for rank, one in enumerate(found) if one]
+    if not measured:
+        return [Check("memory copies", "all", "not measured", reason="there is no GPU")]
+    middle = Copies(*(median(values) for values in zip(*(one for _, one in measured), strict=True)))
+    checks = []
+    for rank, one in measured:
+        node = nodes[rank]
+        reason = f"rank {rank} on {node} copies {one.memory:.0f} GB/s in its memory, the median is {middle.memory:.0f}"
+        share = one.memory / middle.memory
+        checks.append(at_least("memory copies", node, share, "of the median", WARN_SHARE, FAIL_SHARE, reason))
+        least = max(BUS_SHARE * (bus_gb_s or 0.0), FAIL_SHARE * middle.host)
+        reason = f"rank {rank} on {node} gets {one.host:.0f} GB/s from the host: see to its slot, and to the pinning"
+        checks.append(at_least("copies from the host", node, one.host, "GB/s", least, least, reason))
+    return checks

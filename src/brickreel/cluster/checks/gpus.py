@@ -1,10 +1,15 @@
 """The GPUs' own health, from two readings of NVML: before the other checks and after the heaviest of them.
 
+Beside it whether all NVLinks are up, and whether anybody else computes on the GPUs, or has died and holds them still.
+
 Limits follow NVIDIA's deployment guides: uncorrected ECC errors and failed row remaps take a GPU out of service, a
 pending remap asks for a reset.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping, Sequence
+
+import psutil
 
 from brickreel.cluster.checks import Check
 from brickreel.telemetry.gpu import Event, Row
@@ -37,9 +42,57 @@ def check(node: str, before: Mapping[str, Row], after: Mapping[str, Row], events
     for name, row in after.items():
         wrong += _counts(name, row)
         wrong += _throttled(name, before.get(name, {}), row)
-    wrong += [f"{event.device} reported XID {event.detail}" for event in events if event.event == "xid"]
+    xids = [event for event in events if event.event == "xid" and event.device in before]
+    wrong += [f"{event.device} reported XID {event.detail}" for event in xids]
     wrong += _foreign(before)
     return [Check("GPU health", node, "fail" if wrong else "pass", len(after), "GPUs", "", "; ".join(wrong))]
+
+
+def allotted(devices: Sequence[str], environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Those of the node's GPUs that Slurm gave to this job: where cgroups do not hide the others, NVML shows all."""
+    listed = environ.get("SLURM_STEP_GPUS") or environ.get("SLURM_JOB_GPUS") or ""
+    numbers = [word for word in listed.split(",") if word.isdecimal()]
+    mine = [device for device in devices if device.removeprefix("gpu") in numbers]
+    return mine if numbers and len(numbers) < len(devices) else list(devices)
+
+
+def check_nvlinks(node: str, links: Mapping[str, tuple[int, int]]) -> list[Check]:
+    """Judge `gpu0` -> (links up, links there); nothing where no GPU has NVLink."""
+    if not links:
+        return []
+    wrong = [
+        f"{name} has {up} of {there} NVLinks up: see to the fabric manager, else to the GPU's seat or the switch"
+        for name, (up, there) in links.items()
+        if up < there
+    ]
+    fewest = min(up for up, _ in links.values())
+    return [Check("NVLinks", node, "fail" if wrong else "pass", fewest, "links", "all up", "; ".join(wrong))]
+
+
+def check_processes(node: str, before: Mapping[str, Sequence[int]], own: Collection[int]) -> list[Check]:
+    """Judge who computed on the GPUs (`gpu0` -> process ids) before this job did; `own` are the job's ranks."""
+    if not before:
+        return []
+    others = [(name, pid) for name, pids in before.items() for pid in pids if pid not in own]
+    if not others:
+        return [Check("GPU processes", node, "pass", 0, "of others")]
+    known = [(name, pid, _describe(pid)) for name, pid in others]
+    reason = "; ".join(f"{name} is in use by {words}" for name, _, words in known if words)
+    if reason:
+        return [Check("GPU processes", node, "fail", len(others), "of others", "none", reason + ": end it")]
+    # A container sees other process ids than NVML does.
+    name, pid = others[0]
+    reason = f"{name} is in use by process {pid}, which can not be seen from here: it may be left from another job"
+    return [Check("GPU processes", node, "warn", len(others), "of others", "none", reason)]
+
+
+def _describe(pid: int) -> str:
+    try:
+        process = psutil.Process(pid)
+        dead = " (a zombie)" if process.status() == psutil.STATUS_ZOMBIE else ""
+        return f"process {pid}{dead}, {process.name()} of {process.username()}"
+    except psutil.Error:
+        return ""
 
 
 def _counts(name: str, row: Row) -> list[str]:

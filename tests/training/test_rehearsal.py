@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+
+from brickreel import tables
+from brickreel.training import rehearsal
+from training import project
+
+INDEX = Path("results/encode/index.parquet")
+
+
+@pytest.fixture
+def encoded(tmp_path, monkeypatch):
+    """A folder with encoded clips, and we are in it."""
+    project.make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_samples_are_read_in_random_order_at_a_rate(encoded):
+    assert rehearsal.reading(INDEX, threads=2, seed=0) > 1
+
+
+def test_a_damaged_file_is_named(encoded):
+    for path in Path("results/encode").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-64])
+    with pytest.raises(ValueError, match=r"cannot be read from results/encode/.*\.safetensors"):
+        rehearsal.reading(INDEX, threads=2, seed=0)
+
+
+def test_without_latents_there_is_no_rate(encoded):
+    rows = [row | {"file": None} for row in tables.read("encode_index", INDEX).to_pylist()]  # encoded while training
+    tables.write("encode_index", INDEX / "00.parquet", rows)
+    assert rehearsal.reading(INDEX, threads=2, seed=0) is None
