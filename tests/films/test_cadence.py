@@ -136,3 +136,18 @@ def test_where_the_rate_varies_time_counts_and_not_frames():
     times = np.arange(13) / 12
     timing = cadence.cadence(np.ones(12, bool), 24, times)
     assert (timing.label, timing.pose_rate) == ("twos", 12.0)
+
+
+def test_a_few_copied_frames_do_not_make_the_mended_ones_new_poses():
+    """Scores of a shot on threes at CRF 35: the encoder copies some frames and mends others."""
+    poses = [49, 41, 34, 64, 64, 25, 25, 26, 23, 19, 22, 47, 48, 49, 54, 25, 27, 37, 50, 18, 24, 35]
+    held = [0, 0, 5.2, 1.1, 2.3, 4.6, 5.1, 1.2, 7.2, 2.8, 3.3, 2.5, 1.1, 0.6, 1.1, 6.7, 4.2, 4.9, 2.3, 0.2, 6.9, 0.7]
+    again = [0, 0, 5.3, 1.1, 4.7, 4.9, 9.8, 1.3, 8, 3, 6, 2.7, 1.0, 6.0, 1.3, 9.8, 4.5, 5.4, 2.7, 0.2, 5.1, 0.6]
+    scores = np.stack([poses, held, again], axis=1).ravel()
+    new = cadence.new_poses(scores.astype(np.float32), np.zeros(len(scores), np.float32))
+    assert np.flatnonzero(new).tolist() == list(range(0, len(scores), 3))
+
+
+def test_a_noisy_still_whose_first_frames_an_encoder_mends_is_one_pose():
+    scores = np.array([0.0, 1.4, 1.2, 1.1] + [0.6, 0.9, 0.5, 0.8, 0.7] * 6, np.float32)
+    assert cadence.new_poses(scores, np.zeros(len(scores), np.float32)).sum() == 1

@@ -2,13 +2,18 @@
 
 import csv
 import hashlib
+import itertools
 
 import av
+import cv2
 import numpy as np
 import pytest
 
 from brickreel.films import demo, video
-from brickreel.films.demo.screenplay import FPS, Shot, Title, screenplay
+from brickreel.films.demo import footage, scenes
+from brickreel.films.demo.bricks import brick
+from brickreel.films.demo.draw import Renderer
+from brickreel.films.demo.screenplay import FPS, Film, Shot, Title, screenplay
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +158,23 @@ def test_too_small_a_size_or_an_unknown_film_is_refused_in_a_sentence(tmp_path):
         demo.render(tmp_path, scale=0.01)
     with pytest.raises(ValueError, match="demo films"):
         demo.render(tmp_path, films=[99])
+
+
+@pytest.mark.parametrize("poses", [8, 31, 45])
+def test_a_brick_is_seen_to_leave_at_every_pose(poses):
+    scene = scenes.SCENES["unbuilding"](np.random.default_rng(5), poses, scenes.SETS[0])
+    camera = scenes.camera_path(scene, np.random.default_rng(5), poses, "static", 0.0)
+    renderer = Renderer(320, 180)
+    pictures = [renderer.picture(scene.parts(pose), camera[pose], scenes.SETS[0]) for pose in range(poses)]
+    changed = [(cv2.absdiff(*pair).max(axis=2) > 12).sum() for pair in itertools.pairwise(pictures)]
+    assert min(changed) > 100
+
+
+def test_a_pose_that_changes_nothing_in_the_picture_is_no_pose(monkeypatch):
+    still = scenes.Scene("A brick stands.", lambda pose: [brick("red", (0, 0, 0.5 * (pose > 3)), 2, 2)], (0, 0, 1), 8)
+    monkeypatch.setitem(scenes.SCENES, "tower", lambda rng, poses, place: still)
+    film = Film("film.mp4", "Film", (Shot("tower", 0, 1, 6, "twos"),))
+    truth = footage.Truth()
+    list(footage.frames(film, 64, 36, truth))
+    assert truth.shots[0]["pose_frames"] == [0, 8]
+    assert truth.shots[0]["holds"] == [8, 4]

@@ -23,6 +23,8 @@ LARGEST_HELD, SMALLEST_NEW = 20.0, 2.0
 CONTRAST, EDGE_CONTRAST = 3.0, 2.5
 # Where no frame at all lies between the heaps, over this factor, less will do.
 CLEAR_GAP, CLEAR_CONTRAST, CLEAR_EDGE_CONTRAST = 1.35, 1.6, 1.25
+# Percentile of the scores that is a duplicate's in a still shot: an encoder mends a few frames after a cut.
+STILL = 90
 # Share of the frames that may lie within a quarter of the threshold.
 CROWDED = 0.15
 # Rounding to 8 bits after a change of light leaves this many grey levels per unit of relative change.
@@ -77,7 +79,7 @@ def _settled(scores: NDArray[np.float32], held: NDArray[np.bool_]) -> None:
 
 def _held(scores: NDArray[np.float64], duplicate: float) -> NDArray[np.bool_]:
     inner = scores[1:]
-    if np.percentile(inner, 95) < duplicate:
+    if np.percentile(inner, STILL) < duplicate:
         return np.ones(len(scores), bool)
     valley = _valley(inner)
     if valley is None:
@@ -93,7 +95,8 @@ def _held(scores: NDArray[np.float64], duplicate: float) -> NDArray[np.bool_]:
 
 def _valley(scores: NDArray[np.float64]) -> float | None:
     """The threshold between two heaps (Otsu's criterion on logarithms), None where there is one heap."""
-    logs = np.sort(np.log(scores))
+    # All scores of copied frames are alike: a few at zero would pull the threshold down among the noisy ones.
+    logs = np.sort(np.log(np.maximum(scores, DUPLICATE)))
     if len(logs) < 4:
         return None
     apart = (np.exp(logs[:-1]) < LARGEST_HELD) & (np.exp(logs[1:]) > SMALLEST_NEW)

@@ -85,7 +85,12 @@ def _take(part: Shot | Title, renderer: Renderer) -> _Take:
     ]
     rhythm = CADENCES[part.cadence]
     holds = [rhythm[pose % len(rhythm)] for pose in range(part.poses)]
-    return _Take(part, images, [pose for pose, hold in enumerate(holds) for _ in range(hold)])
+    # What moves where no camera sees it is no pose: the one before is held on.
+    seen = list(range(part.poses))
+    for pose in range(1, part.poses):
+        if np.array_equal(images[pose], images[pose - 1]):
+            seen[pose] = seen[pose - 1]
+    return _Take(part, images, [seen[pose] for pose, hold in enumerate(holds) for _ in range(hold)])
 
 
 def _kept(film: Film, take: _Take, first: int, last: int) -> Iterator[int]:

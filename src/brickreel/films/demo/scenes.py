@@ -65,7 +65,7 @@ def building(
     bricks_ = bricks_[: max(2, int(np.ceil(poses / steps)))]
 
     def parts(pose: int) -> list[Part]:
-        moment = (poses - 1 - pose if reverse else pose) + 1
+        moment = len(bricks_) * steps - pose if reverse else pose + 1
         shown = []
         for index, (colour, place, width, depth) in enumerate(bricks_):
             age = moment - index * steps
@@ -138,11 +138,11 @@ def unbuilding(rng: np.random.Generator, poses: int, place: Set) -> Scene:
         side = 4 - level
         for index in range(side * side):
             x, y = index % side, index // side
-            at = ((x - (side - 1) / 2) * 2, ((side - 1) / 2 - y) * 2, level * BRICK)
+            at = ((x - (side - 1) / 2) * 2, ((side - 1) / 2 - y) * 2, PLATE + level * BRICK)
             plan.append((colours[level % 2], at, 2, 2))
     plan = plan[-max(2, poses - 1) :] if poses < len(plan) else plan
-    base = [brick(colours[0], (0, 0, -0.01), 8, 8, PLATE)]
-    taken = building(plan, poses, 1, reverse=True)
+    base = [brick(colours[1], (0, 0, 0), 8, 8, PLATE)]
+    taken = building(plan, poses, max(1.0, (poses - 1) / len(plan)), reverse=True)
     return Scene(
         f"A pyramid of {colours[0]} and {colours[1]} bricks is taken apart brick by brick.",
         lambda pose: base + taken(pose),
