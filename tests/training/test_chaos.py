@@ -128,6 +128,6 @@ def test_a_rank_that_stands_still_for_a_while_delays_the_others_and_changes_noth
     os.kill(processes[1].pid, signal.SIGCONT)
     assert ranks.finish(processes) == [0, 0]
     check(tmp_path, whole)
-    stood = max(project.step_rows(tmp_path), key=lambda row: row["comm_s"] + row["backward_s"])
-    assert stood["rank"] == 0  # the one that waited
-    assert stood["step_s"] > 1.5
+    # The other rank's own rows are long too where it was stopped in the middle of its work.
+    waited = [row["comm_s"] + row["backward_s"] for row in project.step_rows(tmp_path) if row["rank"] == 0]
+    assert max(waited) > 1.5
