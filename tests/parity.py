@@ -1,10 +1,12 @@
 """Reference inputs and outputs of Open-Sora 1.1 with random weights, under tests/data/parity."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from brickreel.models.stdit2 import STDiT2
 
@@ -39,3 +41,12 @@ def made_sizes(samples: int, frames: int, height: float = 360.0, width: float = 
     """Conditioning for `samples` videos of one size."""
     values = {"num_frames": frames, "height": height, "width": width, "ar": height / width, "fps": fps}
     return {key: torch.full((samples,), float(value)) for key, value in values.items()}
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter, told of the product of linear layers in fp32."""
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: _linear_flops})
+
+
+def _linear_flops(x, weight, *others, out_shape=None, **more):
+    return 2 * math.prod(x) * weight[0]

@@ -11,6 +11,7 @@ from importlib import resources
 TRANSFORMER = (
     "models.stdit2.embeddings",
     "models.stdit2.fused",
+    "models.stdit2.products",
     "models.stdit2.attention",
     "models.stdit2.blocks",
     "models.stdit2.model",

@@ -1,7 +1,6 @@
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import parity
 from brickreel.models.stdit2 import STDiT2
@@ -18,7 +17,7 @@ def test_the_formula_counts_what_torch_counts(frames, rows, columns, tokens, cha
     model = STDiT2(**sizes).eval()
     x, y = torch.randn(1, 4, frames, rows, columns), torch.randn(1, 1, tokens, sizes["caption_channels"])
     # torch's counter does not know the CPU's fused attention kernel; the plain one consists of products that it counts.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), parity.flop_counter() as counter:
         model(x, torch.tensor([3]), y, **parity.made_sizes(1, frames))
     counted = counter.get_total_flops()
     assert forward_flops(sizes, frames, rows, columns, tokens) == pytest.approx(counted, rel=1e-6)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from brickreel.models.stdit2.embeddings import rotate
 from brickreel.models.stdit2.fused import head_norm, linear_of, made_again, modulated_norm
+from brickreel.models.stdit2.products import Linear
 
 
 class HeadNorm(nn.Module):
@@ -55,11 +56,11 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         head_dim = hidden_size // num_heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.qkv = Linear(hidden_size, 3 * hidden_size)
         # The original rotates first; its weights rely on it, since the norm's weights differ within a pair.
         self.q_norm = HeadNorm(head_dim, norm_first) if qk_norm else Rotation()
         self.k_norm = HeadNorm(head_dim, norm_first) if qk_norm else Rotation()
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.proj = Linear(hidden_size, hidden_size)
 
     def forward(
         self, x_BTSC: Tensor, shift: Tensor, scale: Tensor, rope: tuple[Tensor, Tensor] | None = None
@@ -103,9 +104,9 @@ class CrossAttention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q_linear = nn.Linear(hidden_size, hidden_size)
-        self.kv_linear = nn.Linear(hidden_size, 2 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.q_linear = Linear(hidden_size, hidden_size)
+        self.kv_linear = Linear(hidden_size, 2 * hidden_size)
+        self.proj = Linear(hidden_size, hidden_size)
 
     def forward(self, x_BTSC: Tensor, text: Text) -> Tensor:
         """[B, T, S, C] to the same."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from brickreel.models.stdit2.attention import CrossAttention, SelfAttention, Text
 from brickreel.models.stdit2.fused import linear_of, modulated_norm
+from brickreel.models.stdit2.products import Linear
 
 
 class MLP(nn.Module):
@@ -15,8 +16,8 @@ class MLP(nn.Module):
 
     def __init__(self, hidden_size: int, mlp_ratio: int = 4) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(hidden_size, mlp_ratio * hidden_size)
-        self.fc2 = nn.Linear(mlp_ratio * hidden_size, hidden_size)
+        self.fc1 = Linear(hidden_size, mlp_ratio * hidden_size)
+        self.fc2 = Linear(mlp_ratio * hidden_size, hidden_size)
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """[B, T, S, C] to the same, normed and modulated first."""
@@ -63,7 +64,7 @@ class FinalLayer(nn.Module):
 
     def __init__(self, hidden_size: int, out_features: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden_size, out_features)
+        self.linear = Linear(hidden_size, out_features)
         self.scale_shift_table = nn.Parameter(torch.randn(2, hidden_size) / math.sqrt(hidden_size))
 
     def forward(self, x_BTSC: Tensor, e_BTC: Tensor) -> Tensor:
