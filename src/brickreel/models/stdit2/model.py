@@ -40,8 +40,8 @@ DEVIATIONS = {
     " timesteps are told apart, and 23.976 is 24",
 }
 """Named departures from the original's arithmetic, off unless asked for: each changes what given weights compute, and
-released weights were trained without them. The figures are from `bench/deviations.py`. A fourth departure belongs to the
-data: `fps_input` of a run, by which the model is told the rate of the poses and not the film's."""
+released weights were trained without them. The figures are from `bench/deviations.py`. A fourth departure belongs to
+the data: `fps_input` of a run, by which the model is told the rate of the poses and not the film's."""
 
 ATTENTION = ("auto", "sdpa", "flash")
 
