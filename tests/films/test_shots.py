@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from brickreel.films import shots, signals
+from brickreel.films import shots, signals, transnet
 from films import synth
 
 
@@ -92,3 +92,20 @@ def test_the_network_moves_the_ends_of_a_blend():
     kinds[18:36] = 2
     judged = shots.judge_blends(kinds, kinds > 0, many)
     assert shots.runs(judged == 2) == [(20, 30)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu", [False, True])
+def test_auto_asks_the_network_everywhere_on_a_gpu_and_of_the_doubtful_frames_elsewhere(tmp_path, monkeypatch, gpu):
+    film = synth.Film().add(synth.scene(1, 30), [1] * 30).add(synth.scene(2, 30), [1] * 30)
+    asked, ask = [], transnet.probabilities
+
+    def noted(pictures, frames):
+        asked.append(frames)
+        return ask(pictures, frames)
+
+    monkeypatch.setattr(transnet, "probabilities", noted)
+    transnet.network()  # stays where it is, whatever the next line says
+    monkeypatch.setattr(transnet, "on_gpu", lambda: gpu)
+    assert [shot.start for shot in transitions(film, tmp_path, "auto").shots] == [0, 30]
+    assert asked[0].all() == gpu

@@ -94,3 +94,11 @@ def test_the_hash_outlives_compression_and_not_another_scene():
     same = (measure.perceptual_hash(first) ^ measure.perceptual_hash(noisy)).bit_count()
     other = (measure.perceptual_hash(first) ^ measure.perceptual_hash(second)).bit_count()
     assert same <= 6 < 16 < other
+
+
+def test_a_long_film_has_its_thumbnails_further_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(signals, "MOST_THUMBNAILS", 4)
+    film = synth.Film().add(synth.scene(3, 120), [1] * 120)
+    found = signals.read(film.write(tmp_path / "film.mp4"), network="off")
+    assert [frame for frame, picture in enumerate(found.thumbnail) if picture] == [0, 48, 96]
+    assert len(found.thumbnail) == 120

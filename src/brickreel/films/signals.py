@@ -19,6 +19,8 @@ TEXT_PERIOD = BARS_PERIOD = 12
 # Frames between two thumbnails, which the audit page shows: every clip of at least 15 poses has one.
 THUMBNAIL_PERIOD = 12
 THUMBNAIL_HEIGHT = 90
+# Thumbnails of a film, about 60 MB: three hours of film. Longer ones have them further apart.
+MOST_THUMBNAILS = 20_000
 # Frames whose pictures are held at a time: 5 MB.
 CHUNK = 1200
 
@@ -41,6 +43,7 @@ class Signals:
     phash: "array[int]" = field(default_factory=lambda: array("Q"))
     crop: list[tuple[int, int, int, int]] = field(default_factory=list)
     thumbnail: list[bytes | None] = field(default_factory=list)
+    thumbnail_period: int = THUMBNAIL_PERIOD
     cut_score: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     transition: list[str] = field(default_factory=list)
     new_pose: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
@@ -105,7 +108,11 @@ def _append(signals: Signals, picture: decode.Picture, score: float, motion: flo
     signals.text_score.append(measure.text_share(picture.luma) if look else signals.text_score[-1])
     look = picture.frame % BARS_PERIOD == 0
     signals.crop.append(measure.black_bars(picture.full) if look else signals.crop[-1])
-    signals.thumbnail.append(None if picture.frame % THUMBNAIL_PERIOD else _thumbnail(picture))
+    signals.thumbnail.append(None if picture.frame % signals.thumbnail_period else _thumbnail(picture))
+    if picture.frame == MOST_THUMBNAILS * signals.thumbnail_period:
+        for frame in range(signals.thumbnail_period, len(signals), 2 * signals.thumbnail_period):
+            signals.thumbnail[frame] = None
+        signals.thumbnail_period *= 2
 
 
 def _tiny(picture: decode.Picture) -> NDArray[np.uint8]:
