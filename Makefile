@@ -37,10 +37,12 @@ test: env  ## the quick tests
 test-slurm: env  ## start a Slurm cluster on this machine, run the tests that need it, stop it
 	$(PYTEST) -m slurm
 
-test-all: env  ## everything: quick, slow and cluster tests
-	$(PYTEST) -n $(CORES)
-	$(PYTEST) -m "slow and not slurm and not gpu"
-	$(PYTEST) -m slurm
+test-all: env  ## everything: quick, slow and cluster tests; a failure does not keep the others from running
+	@failed=; \
+	$(PYTEST) -n $(CORES) || failed=1; \
+	$(PYTEST) -m "slow and not slurm and not gpu" || failed=1; \
+	$(PYTEST) -m slurm || failed=1; \
+	test -z "$$failed"
 
 bench: env  ## measure; writes results/bench/*.json
 	@for file in bench/*.py; do case $$file in */_*) ;; *) echo "== $$file"; $(BIN)/python $$file || exit 1;; esac; done

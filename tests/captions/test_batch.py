@@ -107,14 +107,19 @@ def test_budget_holds_for_batches_too(tmp_path):
     assert {row["outcome"] for row in found.values()} == {"ok", "failed"}
 
 
+def noted(batch):
+    """Whether the stage has written down the name of a batch."""
+    return any(batch in path.read_text() for path in Path("logs/caption").rglob("*.json"))
+
+
 def killed_with_a_batch_under_way(server, shard="0/1"):
-    """Start the stage in a process, and kill it as soon as the endpoint has its batch."""
+    """Start the stage in a process, and kill it as soon as it has noted the batch that the endpoint has."""
     settings = project.settings(server.url, batch=True)
     files.write_json("settings.json", settings.model_dump(mode="json"))
     command = [sys.executable, "-m", "brickreel", "caption", "--config", "settings.json", "--shard", shard]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not server.batches and time.monotonic() < deadline:
+    while not (server.batches and noted(next(iter(server.batches)))) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
