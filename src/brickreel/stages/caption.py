@@ -24,7 +24,7 @@ CAPTIONS = Path("results/caption/captions.parquet")
 Name = tuple[str, str]
 
 
-def run(config: Config, shard: Shard) -> None:
+def run(config: Config, shard: Shard = Shard()) -> None:  # noqa: B008  (frozen)
     """Write one row per clip and still of this shard to `results/caption/captions.parquet/{shard}.parquet`.
 
     Raises ValueError when more than `caption.max_failed_share` of the items fail: nothing is written then, and what
