@@ -1,9 +1,12 @@
 """What the benches share: projects with random latents and a trainer over them, and experiments on the demo's clips."""
 
+import argparse
 import importlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from brickreel.training.loop import Trainer
 from brickreel.training.signals import StopRequest
 
 CPU = torch.device("cpu")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as the command line does
 ROOT = Path(__file__).resolve().parent.parent
 # Where `make demo` leaves its clips; experiments that find them there need not cut and caption the films again.
 DEMO = ROOT / "demo"
@@ -134,3 +138,19 @@ def told(row: Mapping[str, Any], digits: int = 3) -> str:
     if row["low"] is None:
         return f"{row['value']:.{digits}g} ({row['reason']})"
     return f"{row['value']:.{digits}g} ({row['low']:.{digits}g} to {row['high']:.{digits}g})"
+
+
+def in_folder(
+    options: argparse.ArgumentParser, experiment: Callable[[argparse.Namespace, Path], dict[str, Any]]
+) -> dict[str, Any]:
+    """Run an experiment of one thread in a folder that is kept when one is named; it is told of a finished demo."""
+    options.add_argument("--demo", type=Path, default=DEMO, help="a finished demo, for its clips")
+    options.add_argument("--work", type=Path, help="folder to work in and to keep; the same call continues there")
+    chosen = options.parse_args()
+    torch.set_num_threads(1)
+    source = chosen.demo.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        work = chosen.work or Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
+        with chdir(work):
+            return experiment(chosen, source)

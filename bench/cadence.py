@@ -14,16 +14,13 @@ About ten minutes on one core. Writes results/bench/cadence.json.
 """
 
 import argparse
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import chdir
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import _project
 from brickreel import files, tables
@@ -200,16 +197,9 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=200, help="optimizer steps of every run")
     options.add_argument("--stride", type=int, default=2, help="every how-manieth frame the second run is shown")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options.add_argument("--demo", type=Path, default=_project.DEMO, help="a finished demo, for its clips")
-    options.add_argument("--work", type=Path, help="folder to work in and to keep; the same call continues there")
-    chosen = options.parse_args()
-    torch.set_num_threads(1)
-    source = chosen.demo.resolve()
-    with tempfile.TemporaryDirectory() as folder:
-        work = chosen.work or Path(folder)
-        work.mkdir(parents=True, exist_ok=True)
-        with chdir(work):
-            found = experiment(chosen.steps, chosen.stride, chosen.seeds, source)
+    found = _project.in_folder(
+        options, lambda chosen, source: experiment(chosen.steps, chosen.stride, chosen.seeds, source)
+    )
     files.write_json(OUT, found)
     show(found)
 

@@ -12,15 +12,11 @@ About ten minutes on one core. Writes results/bench/gauge.json.
 """
 
 import argparse
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import chdir
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import _project
 from brickreel import files, tables
@@ -192,16 +188,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     options.add_argument("--steps", type=int, default=600, help="optimizer steps")
     options.add_argument("--every", type=int, default=50, help="steps between two checkpoints")
-    options.add_argument("--demo", type=Path, default=_project.DEMO, help="a finished demo, for its clips")
-    options.add_argument("--work", type=Path, help="folder to work in and to keep; the same call continues there")
-    chosen = options.parse_args()
-    torch.set_num_threads(1)
-    source = chosen.demo.resolve()
-    with tempfile.TemporaryDirectory() as folder:
-        work = chosen.work or Path(folder)
-        work.mkdir(parents=True, exist_ok=True)
-        with chdir(work):
-            found = experiment(chosen.steps, chosen.every, source)
+    found = _project.in_folder(options, lambda chosen, source: experiment(chosen.steps, chosen.every, source))
     files.write_json(OUT, found)
     show(found)
 
