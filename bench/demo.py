@@ -5,6 +5,7 @@ the chain is run in a new folder by the commands of `make demo`; setting up `.ve
 Writes results/bench/demo.json.
 """
 
+import argparse
 import sys
 import tempfile
 import time
@@ -22,8 +23,12 @@ CORES = 2
 
 def main() -> None:
     """Measure and print."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    options.add_argument("--work", type=Path, help="a new folder to work in and to keep")
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (chosen.work or Path(temporary)).resolve()
+        name = str(folder)
         films_s, _ = timed([sys.executable, "-m", "brickreel", "demo-films", "--out", str(folder / "films")])
         snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", str(CORES)]
         snakemake += ["--configfile", str(ROOT / "config/demo.yaml"), "--directory", name, "--quiet", "all"]
