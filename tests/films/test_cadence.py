@@ -151,3 +151,10 @@ def test_a_few_copied_frames_do_not_make_the_mended_ones_new_poses():
 def test_a_noisy_still_whose_first_frames_an_encoder_mends_is_one_pose():
     scores = np.array([0.0, 1.4, 1.2, 1.1] + [0.6, 0.9, 0.5, 0.8, 0.7] * 6, np.float32)
     assert cadence.new_poses(scores, np.zeros(len(scores), np.float32)).sum() == 1
+
+
+def test_small_movements_of_a_shot_on_ones_are_new_poses():
+    """Scores of two figures that walk towards each other, and then only wave."""
+    scores = [0, 72, 65, 53, 45, 45, 48, 47, 50, 69, 69, 44, 54, 45, 39, 44, 60, 67, 45, 68, 38, 17.8, 39, 8, 16.7, 42]
+    scores += [17.1, 34.9, 10.4, 16.4, 38, 30.3]
+    assert cadence.new_poses(np.array(scores, np.float32), np.zeros(len(scores), np.float32)).all()

@@ -23,6 +23,9 @@ LARGEST_HELD, SMALLEST_NEW = 20.0, 2.0
 CONTRAST, EDGE_CONTRAST = 3.0, 2.5
 # Where no frame at all lies between the heaps, over this factor, less will do.
 CLEAR_GAP, CLEAR_CONTRAST, CLEAR_EDGE_CONTRAST = 1.35, 1.6, 1.25
+# Where less than this share of the frames is held, a change of frame rate has repeated them, and they score below this:
+# what stands still for a moment is a small movement of a shot on ones.
+FEW, REPEATED = 0.25, 6.0
 # Percentile of the scores that is a duplicate's in a still shot: an encoder mends a few frames after a cut.
 STILL = 90
 # Share of the frames that may lie within a quarter of the threshold.
@@ -85,6 +88,8 @@ def _held(scores: NDArray[np.float64], duplicate: float) -> NDArray[np.bool_]:
     if valley is None:
         return _stands_out(scores, scores < duplicate, CONTRAST, EDGE_CONTRAST)
     held = scores < valley
+    if held.mean() < FEW:
+        held &= scores < REPEATED
     clear = inner[inner >= valley].min() >= CLEAR_GAP * inner[inner < valley].max()
     contrasts = (CLEAR_CONTRAST, CLEAR_EDGE_CONTRAST) if clear else (CONTRAST, EDGE_CONTRAST)
     sure = _stands_out(scores, held, *contrasts)
