@@ -11,8 +11,6 @@ WARN_SHARE, FAIL_SHARE = 0.95, 0.90
 """Of the job's median, on GPUs."""
 BUS_SHARE = 0.75
 """Of the slot's rate: 48 GB/s from the host on PCIe 5 x16, Azure's limit for healthy nodes; 55 is usual."""
-
-
 REPEATS = 20
 
 
