@@ -31,3 +31,5 @@ def test_without_latents_there_is_no_rate(encoded):
     rows = [row | {"file": None} for row in tables.read("encode_index", INDEX).to_pylist()]  # encoded while training
     tables.write("encode_index", INDEX / "00.parquet", rows)
     assert rehearsal.reading(INDEX, threads=2, seed=0) is None
+    (INDEX / "00.parquet").unlink()
+    assert rehearsal.reading(INDEX, threads=2, seed=0) is None

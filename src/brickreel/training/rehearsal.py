@@ -83,6 +83,8 @@ def reading(index: Path, threads: int, seed: int) -> float | None:
     """
     rng = np.random.default_rng(seed)
     parts = tables.files_of(index) if index.is_dir() else [index]
+    if not parts:
+        return None
     rows = tables.read("encode_index", parts[rng.integers(len(parts))], READ_COLUMNS)
     rows = rows.filter(rows["file"].is_valid())
     chosen = rows.take(rng.permutation(len(rows))[:MOST_READ]).to_pylist()
