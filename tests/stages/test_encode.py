@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,24 @@ def test_other_settings_replace_the_files_and_leave_none_behind(project):
     assert before.isdisjoint(after)
     assert after == {Path(row["file"]) for row in samples().values()}
     assert max(row["text_tokens"] for row in samples().values()) <= 4
+
+
+def test_other_weights_at_the_same_path_encode_again_and_absent_ones_are_not_missed(project, base, tmp_path):
+    mine = tmp_path / "base"
+    shutil.copytree(base, mine)
+    settings = project()
+    settings = settings.model_copy(update={"base": config.Base.model_validate(tiny.base_settings(mine))})
+    encode.run(settings)
+    first = samples()
+
+    shutil.rmtree(mine)
+    encode.run(settings)
+    assert samples() == first
+
+    tiny.save_base(mine, seed=1)
+    encode.run(settings)
+    assert samples().keys() == first.keys()
+    assert all(row["crc32"] != first[name]["crc32"] for name, row in samples().items())
 
 
 def test_an_unreadable_clip_fails_alone_and_too_many_fail_the_stage(project):

@@ -4,6 +4,7 @@ Nothing is downloaded here: weights are fetched once, on a machine with network,
 sentence that says how, before any job is submitted.
 """
 
+import hashlib
 import inspect
 import json
 import os
@@ -22,6 +23,7 @@ BUILTIN = "builtin:"
 OBJECTIVES = ("iddpm", "rectified-flow")
 # The file without which a folder is not that part, and what else is fetched from the hub.
 MARKS = {"transformer": "config.json", "autoencoder": "config.json", "text_encoder": "config.json"}
+_PEEK = 1 << 20  # bytes at either end of a file: training changes all weights
 PATTERNS = ("*.json", "*.safetensors", "*.model", "*.bin")
 
 
@@ -48,6 +50,22 @@ def locate(part: str, path: str, revision: str | None = None, subfolder: str | N
     if not (folder / MARKS[part]).is_file():
         raise FileNotFoundError(missing)
     return folder
+
+
+def fingerprint(part: str, path: str, revision: str | None = None, subfolder: str | None = None) -> str:
+    """Tells the weights and settings of a part from others at the same place, without reading them whole.
+
+    Raises FileNotFoundError where they are not on this machine.
+    """
+    found = hashlib.sha256()
+    for file in sorted(locate(part, path, revision, subfolder).iterdir()):
+        if file.suffix in (".json", ".safetensors", ".bin"):
+            found.update(f"{file.name} {file.stat().st_size} ".encode())
+            with file.open("rb") as stream:
+                found.update(stream.read(_PEEK))
+                stream.seek(max(0, file.stat().st_size - _PEEK))
+                found.update(stream.read())
+    return found.hexdigest()
 
 
 def _in_hub_cache(part: str, name: str, revision: str | None) -> Path:

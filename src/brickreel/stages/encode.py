@@ -27,6 +27,7 @@ CLIPS = Path("results/cut/index.parquet")
 CAPTIONS = Path("results/caption/captions.parquet")
 FOLDER = Path("results/encode")
 CLIPS_PER_TEXT_BATCH = 16
+_ENCODERS = ("autoencoder", "text_encoder")
 
 
 @dataclass
@@ -137,7 +138,7 @@ def encode_jobs(config: Config, jobs: list[Job], prefix: Path) -> list[dict[str,
     """Encode what no earlier attempt has finished; index rows of all samples. Loads models only when needed."""
     from brickreel.training import latents
 
-    digest = _digest(config)
+    digest = _digest(config) + "-" + _weights(config)
     finished = latents.finished(prefix, digest)
     rows, open_jobs = [], []
     for job in jobs:
@@ -194,3 +195,17 @@ def _digest(config: Config) -> str:
         "encode": config.encode.model_dump(mode="json", include={"dtype", "text_tokens"}),
     }
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _weights(config: Config) -> str:
+    """Names the weights behind the paths; empty where they are not on this machine, which finished work can do without.
+
+    Latents of other weights at the same path are not reused.
+    """
+    from brickreel.models import load
+
+    try:
+        parts = {part: load.fingerprint(part, **getattr(config.base, part).model_dump()) for part in _ENCODERS}
+    except FileNotFoundError:
+        return ""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
