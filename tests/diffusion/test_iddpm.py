@@ -46,3 +46,14 @@ def test_clean_frames_carry_the_first_noise_level():
 def test_step_counts_out_of_range_are_refused(count):
     with pytest.raises(ValueError, match="1 to 1000 steps"):
         spaced_timesteps(count)
+
+
+def test_p2_weights_count_errors_of_the_clean_latents_alike_where_signal_prevails():
+    process = IDDPM()
+    t = torch.tensor([0, 10, 999])
+    snr = (process.alphas_cumprod / (1 - process.alphas_cumprod))[t]
+
+    found = process.p2_weights(t, k=0.01, gamma=1.0)
+
+    torch.testing.assert_close((found * snr)[:2], torch.full((2,), 0.01), rtol=1e-2, atol=0)
+    assert 0.99 < found[2] < 1

@@ -3,6 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 import tiny
 from brickreel.config import Run
@@ -92,3 +93,14 @@ def test_a_draw_repeats_itself_for_the_same_showing_only():
     first, again, other = (objective.draw(batch(n), run, CPU) for n in (0, 0, 3))
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
     assert not torch.equal(first.noise, other.noise)
+
+
+def test_losses_are_weighed_by_signal_only_where_the_run_says_so():
+    t = torch.tensor([0, 100, 500, 999])
+    kind = objective.diffusion(Run())
+    assert objective.weights(kind, Run(), t) == 1.0
+    found = objective.weights(kind, Run(p2={}), t)
+    assert found.shape == (4,)
+    assert 0 < found[0] < 0.01 < found[1] < 0.1 < found[2] < 0.5 < found[3] < 1
+    with pytest.raises(ValidationError, match="p2 weighs the loss of iddpm"):
+        Run(p2={}, objective="rectified-flow")

@@ -20,9 +20,10 @@ from brickreel.config.evaluation import Evaluate, Export, Sample
 from brickreel.config.films import Analyze, Curate, Cut, Ingest, Limits
 from brickreel.config.project import Project, Report, Telemetry
 from brickreel.config.section import Name, Section
-from brickreel.config.training import Base, Component, Encode, Lora, Plan, Preflight, Run, RunData, Schedule, Train
+from brickreel.config.training import P2, Base, Component, Encode, Lora, Plan, Preflight, Run, RunData, Schedule, Train
 
 __all__ = [
+    "P2",
     "STAGE_SECTIONS",
     "Analyze",
     "Base",

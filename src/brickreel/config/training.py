@@ -106,6 +106,19 @@ class Lora(Section):
     """Last names of the linear layers that get additions."""
 
 
+class P2(Section):
+    """Training's loss at a timestep counts (k / (k + SNR)) ** gamma, where SNR is signal over noise (Choi et al. 2022).
+
+    The unweighted loss is nearly all about details: a small model, or one with few steps, learns them first and may
+    never come to the layout. The held-out loss stays unweighted.
+    """
+
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """How strongly: 1 counts what the picture shows alike at all timesteps with more signal than k."""
+    k: Annotated[float, Field(gt=0)] = 0.01
+    """Timesteps with less signal than this keep their weight: from t = 680 on for 0.01, from t = 250 for 1."""
+
+
 class Run(Section):
     """One training run."""
 
@@ -137,6 +150,8 @@ class Run(Section):
     """Share of showings without their text: what guidance needs."""
     objective: Literal["iddpm", "rectified-flow"] = "iddpm"
     """`iddpm` is what the origin was trained with; `rectified-flow` makes another model of it, and needs longer."""
+    p2: P2 | None = None
+    """Weights that let layout and colours count beside details; all timesteps alike when absent, as in the origin."""
     grad_checkpoint: bool = True
     """Recompute activations in the backward pass: a third more compute for a fraction of the memory."""
     lora: Lora | None = None
@@ -168,9 +183,11 @@ class Run(Section):
     """With each kept checkpoint the launcher submits a job that samples the evaluation prompts, beside training."""
 
     @model_validator(mode="after")
-    def _masks_sum(self) -> "Run":
+    def _parts_agree(self) -> "Run":
         if sum(self.mask_ratios.values()) > 1 + 1e-9:
             raise ValueError("mask_ratios: the probabilities sum to more than 1")
+        if self.p2 and self.objective != "iddpm":
+            raise ValueError(f"p2 weighs the loss of iddpm, and the objective is {self.objective}")
         return self
 
 

@@ -209,7 +209,7 @@ class Trainer:
             drawn = objective.draw(batch, self.run, self.device)
             counted = batch.valid.to(self.device) * weight
             found = objective.losses(self.kind, self.backend.wrapped, batch, drawn, self.backend.autocast)
-            total = (found * counted).sum()
+            total = (found * objective.weights(self.kind, self.run, drawn.t) * counted).sum()
             mark = self.clock.span("forward", mark)
             self.backend.backward(total / expected)
             self.clock.span("backward", mark)

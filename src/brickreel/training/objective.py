@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from brickreel.config import Run
 from brickreel.diffusion import masks
+from brickreel.diffusion.iddpm import IDDPM
 from brickreel.training.dataset import Batch
 
 TIMESTEPS = 1000
@@ -32,8 +33,6 @@ class Diffusion(Protocol):
 def diffusion(run: Run) -> Diffusion:
     """The objective that the run names."""
     if run.objective == "iddpm":
-        from brickreel.diffusion.iddpm import IDDPM
-
         return IDDPM()
     from brickreel.diffusion.rectified_flow import RectifiedFlow
 
@@ -98,3 +97,11 @@ def losses(kind: Diffusion, model: nn.Module, batch: Batch, drawn: Draw, autocas
     with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
         found = kind.training_losses(model, drawn.x0, drawn.t, drawn.noise, kwargs, x_mask=drawn.x_mask)
     return found["loss"].float()
+
+
+def weights(kind: Diffusion, run: Run, t: Tensor) -> Tensor | float:
+    """How much training counts the losses at timesteps t [B]. The held-out loss is never weighted."""
+    if run.p2 is None:
+        return 1.0
+    assert isinstance(kind, IDDPM), "the configuration refuses it for other objectives"
+    return kind.p2_weights(t, run.p2.k, run.p2.gamma)
