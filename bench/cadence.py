@@ -1,16 +1,17 @@
 """Pose time put to the test: the same run counting poses, and showing every k-th frame as the origin did.
 
-Both train the demo's model on the same clips for the same steps, three seeds each, and are asked for the same: the
+All train the demo's model on the same clips for the same steps, three seeds each, and are asked for the same: the
 captions of the held-out clips at 12 poses per second (twos at 24 frames per second), each frame of the video a new
-pose. Both know that rate: every other frame of these films is 12 per second, and many of them are shot on twos. k = 2
-is the origin's own interval for 64 frames, and the one that suits these films best.
+pose. k = 2 is the origin's own interval for 64 frames, and the one that suits these films best: every other frame of
+them is 12 per second, and many are shot on twos. k = 1 shows what happens where the interval does not fit the holds:
+about half of all frames repeat the one before.
 
-Told of both, with intervals over seeds: distance of the hold lengths to those asked for, and Frechet and kernel
-distance to held-out clips in pose time (holds that the second run makes are found and collapsed first). Differences are
-paired by seed. Beside them what both were shown: the share of frames that repeat the one before, and of poses that are
-never seen. Ingest to cut happens once, and encode once for both.
+Told of all, with intervals over seeds: distance of the hold lengths to those asked for, and Frechet and kernel
+distance to held-out clips in pose time (holds that a run on frames makes are found and collapsed first). Differences
+are paired by seed. Beside them what each was shown: the share of frames that repeat the one before, and of poses that
+are never seen. Ingest to cut happens once, and encode once for all.
 
-About ten minutes on one core. Writes results/bench/cadence.json.
+About twenty minutes on one core. Writes results/bench/cadence.json.
 """
 
 import argparse
@@ -31,22 +32,25 @@ from brickreel.training import showing
 from gauge import heldout_captions
 
 OUT = Path("results/bench/cadence.json").resolve()
-ARMS = ("poses", "frames")
+POSES = "poses"
 # Which way a difference (frames - poses) points when pose time is better.
 METRICS = {"hold_distance": 1, "frechet_distance": 1, "kernel_distance": 1, "smoothness": -1, "motion": 0, "copies": 0}
-JUDGED = ("hold_distance", "frechet_distance", "kernel_distance")
 RATE = 12.0
 
 
-def settings(steps: int, stride: int, seeds: Sequence[int], prompts: Sequence[str]) -> Config:
-    """Two runs per seed that differ in what time is counted in, and in nothing else."""
+def ways(strides: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """What time is counted in: the only thing in which runs differ."""
+    return {POSES: {"time": "poses"}} | {f"frames-{stride}": {"time": "frames", "stride": stride} for stride in strides}
+
+
+def settings(steps: int, strides: Sequence[int], seeds: Sequence[int], prompts: Sequence[str]) -> Config:
+    """A run per way and seed."""
     base = _project.demo_settings().run("demo").model_dump(mode="json")
     base["schedule"] |= {"cooldown_steps": max(0, steps - base["schedule"]["warmup_steps"])}
     ends = {"max_steps": steps, "checkpoint_every": steps, "gauge_every": steps}
-    times = {"poses": {"time": "poses"}, "frames": {"time": "frames", "stride": stride}}
     runs = {
-        f"{arm}-{seed}": base | ends | {"seed": seed, "data": base["data"] | times[arm]}
-        for arm in ARMS
+        f"{arm}-{seed}": base | ends | {"seed": seed, "data": base["data"] | way}
+        for arm, way in ways(strides).items()
         for seed in seeds
     }
     sample = {
@@ -111,15 +115,14 @@ def still_share(run: str) -> float:
 
 
 def summary(values: Mapping[str, Mapping[int, float]], sign: int) -> dict[str, Any]:
-    """Each arm's mean over seeds, and the mean paired difference, with Student's intervals."""
-    arms = {arm: statistics.mean_of_groups([[value] for value in values[arm].values()]) for arm in ARMS}
-    seeds = sorted(set(values["poses"]) & set(values["frames"]))
-    apart = statistics.mean_of_groups([[values["frames"][seed] - values["poses"][seed]] for seed in seeds])
-    return {
-        **{arm: {**estimate._asdict(), "seeds": dict(values[arm])} for arm, estimate in arms.items()},
-        "frames_minus_poses": apart._asdict(),
-        "verdict": verdict(apart, sign),
-    }
+    """Each way's mean over seeds, and of all but poses the mean difference to it, paired, with Student's intervals."""
+    found: dict[str, Any] = {}
+    for arm, by_seed in values.items():
+        found[arm] = {**statistics.mean_of_groups([[value] for value in by_seed.values()])._asdict(), "seeds": by_seed}
+        if arm != POSES:
+            apart = statistics.mean_of_groups([[by_seed[seed] - values[POSES][seed]] for seed in by_seed])
+            found[arm] |= {"minus_poses": apart._asdict(), "verdict": verdict(apart, sign)}
+    return found
 
 
 def verdict(apart: statistics.Estimate, sign: int) -> str:
@@ -131,16 +134,17 @@ def verdict(apart: statistics.Estimate, sign: int) -> str:
     return "pose time wins" if (apart.low > 0) == (sign > 0) else "pose time loses"
 
 
-def experiment(steps: int, stride: int, seeds: Sequence[int], source: Path) -> dict[str, Any]:
+def experiment(steps: int, strides: Sequence[int], seeds: Sequence[int], source: Path) -> dict[str, Any]:
     """Run the stages under the present folder and gather what they found."""
     began = time.perf_counter()
-    origin = _project.demo_clips(settings(steps, stride, seeds, ()), source)
-    chosen = settings(steps, stride, seeds, heldout_captions())
+    origin = _project.demo_clips(settings(steps, strides, seeds, ()), source)
+    chosen = settings(steps, strides, seeds, heldout_captions())
     _project.stage("encode", chosen)
     shared_s = time.perf_counter() - began
     scores, seconds, stills = {}, {}, {}
+    arms = ways(strides)
     for seed in seeds:
-        for arm in ARMS:
+        for arm in arms:
             run, start = f"{arm}-{seed}", time.perf_counter()
             for name in ("plan", "train", "sample", "evaluate"):
                 _project.stage(name, chosen, run=run)
@@ -150,18 +154,17 @@ def experiment(steps: int, stride: int, seeds: Sequence[int], source: Path) -> d
             print(f"{run}: {seconds[run]} s", flush=True)
 
     def over_seeds(name: str) -> dict[str, dict[int, float]]:
-        return {arm: {seed: scores[f"{arm}-{seed}"]["ema"][name] for seed in seeds} for arm in ARMS}
+        return {arm: {seed: scores[f"{arm}-{seed}"]["ema"][name] for seed in seeds} for arm in arms}
 
     metrics = {name: summary(over_seeds(name), sign) for name, sign in METRICS.items()}
-    metrics["still_frames"] = summary({arm: {seed: stills[f"{arm}-{seed}"] for seed in seeds} for arm in ARMS}, 1)
-    some = scores[f"{ARMS[0]}-{seeds[0]}"]
+    metrics["still_frames"] = summary({arm: {seed: stills[f"{arm}-{seed}"] for seed in seeds} for arm in arms}, 1)
+    some = scores[f"{POSES}-{seeds[0]}"]
     return {
         "clips": origin,
         "steps": steps,
-        "stride": stride,
         "seeds": list(seeds),
         "prompts": len(chosen.sample.prompts),  # type: ignore[arg-type]
-        "shown": {arm: shown_frames(chosen.run(f"{arm}-{seeds[0]}").data) for arm in ARMS},
+        "shown": {arm: shown_frames(chosen.run(f"{arm}-{seeds[0]}").data) for arm in arms},
         "metrics": metrics,
         "base": {name: some["base"][name] for name in METRICS},
         "held_out": {name: some["held-out"][name] for name in METRICS},
@@ -170,35 +173,32 @@ def experiment(steps: int, stride: int, seeds: Sequence[int], source: Path) -> d
 
 
 def show(found: Mapping[str, Any]) -> None:
-    """Print both arms and what the difference lets one say."""
-    print(
-        f"{found['clips']}; {found['steps']} steps, {len(found['seeds'])} seeds, {found['prompts']} prompts,"
-        f" every {found['stride']}. frame against every pose"
-    )
+    """Print all ways and what the differences let one say."""
+    print(f"{found['clips']}; {found['steps']} steps, {len(found['seeds'])} seeds, {found['prompts']} prompts")
     for arm, row in found["shown"].items():
         print(
-            f"shown to the run on {arm}: {row['clips']} clips, {row['repeated_frames']:.1%} of frames repeat the one"
+            f"shown to {arm}: {row['clips']} clips, {row['repeated_frames']:.1%} of frames repeat the one"
             f" before, {row['poses_never_seen']:.1%} of poses are skipped, steps uneven in"
             f" {row['clips_with_uneven_steps']:.0%} of the clips"
         )
-    print(f"\n{'':18}{'on poses':>28}{'every k-th frame':>28}{'difference':>28}  base   held-out")
     for name, row in found["metrics"].items():
-        ends = "".join(f"{found[part].get(name, float('nan')):8.3g}" for part in ("base", "held_out"))
-        cells = "".join(f"{_project.told(row[part]):>28}" for part in (*ARMS, "frames_minus_poses"))
-        print(f"{name:18}{cells}{ends}  {row['verdict']}")
-    for name in JUDGED:
-        if found["metrics"][name]["verdict"] != "pose time wins":
-            print(f"pose time does not win by {name}: {found['metrics'][name]['verdict']}")
+        ends = (found[part].get(name, float("nan")) for part in ("base", "held_out"))
+        print(f"\n{name}: base {{:.3g}}, held-out {{:.3g}}".format(*ends))
+        for arm, cell in row.items():
+            apart = f"difference {_project.told(cell['minus_poses'])}: {cell['verdict']}" if arm != POSES else ""
+            print(f"  {arm:10}{_project.told(cell):>28}  {apart}")
 
 
 def main() -> None:
     """Run the experiment, in a folder that is kept when one is named, and write the results."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    options.add_argument("--steps", type=int, default=200, help="optimizer steps of every run")
-    options.add_argument("--stride", type=int, default=2, help="every how-manieth frame the second run is shown")
+    options.add_argument("--steps", type=int, default=300, help="optimizer steps of every run")
+    options.add_argument(
+        "--strides", type=int, nargs="+", default=[2, 1], help="every how-manieth frame the runs on frames are shown"
+    )
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     found = _project.in_folder(
-        options, lambda chosen, source: experiment(chosen.steps, chosen.stride, chosen.seeds, source)
+        options, lambda chosen, source: experiment(chosen.steps, chosen.strides, chosen.seeds, source)
     )
     files.write_json(OUT, found)
     show(found)

@@ -8,6 +8,7 @@ that need Slurm start the tests' cluster, four nodes on this machine; without Sl
 
 import csv
 import os
+import random
 import re
 import signal
 import statistics
@@ -31,7 +32,7 @@ from training import project
 FILMS, SHARDS, REPEATS = 100_000, 16, 3
 LIMITS_S = {"start": 5.0, "films": 5.0, "demo": 3.0, "recovery": 60.0}
 FIGURE = ("seconds", "limit_s", "kept")
-CHECKPOINT_EVERY = 5
+CHECKPOINT_EVERY = 50  # steps of about a tenth of a second: ten times what writing a checkpoint takes
 IMPORT = re.compile(r"import time: +(\d+) \| +\d+ \| +(\S+)")
 
 
@@ -193,6 +194,7 @@ def recovered(
     threading.Thread(target=launcher.communicate, daemon=True).start()
     job_id = site.job_id()
     wait("a checkpoint", 180, lambda: len(site.checkpoints()) > 1)
+    time.sleep(random.uniform(0, CHECKPOINT_EVERY * statistics.median(one["step_s"] for one in site.steps())))
     noticed, about = lose(site, job_id)
     wait("a step of the next attempt", 240, lambda: [one for one in site.steps() if one["attempt"] == 1])
     rows = site.steps()
