@@ -56,6 +56,9 @@ def take(path: str | os.PathLike[str], indices: Sequence[int], side: int) -> lis
             stream.thread_type = "NONE"
             packets = [packet for packet in container.demux(stream) if packet.pts is not None]
             chosen = _choose(packets, indices)
+            if all(packets[packet].is_keyframe for _, packet in chosen):
+                # Nothing is predicted from these, and scaled down the edges of blocks do not show.
+                stream.codec_context.options = {"skip_loop_filter": "all"}
             decoded = _decode(stream.codec_context, packets, {packet for _, packet in chosen})
             taken = [(index, _scaled(decoded[_pts(packets[packet])], side)) for index, packet in chosen]
     except av.FFmpegError as error:
