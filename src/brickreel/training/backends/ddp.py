@@ -20,7 +20,11 @@ class DataParallel(Backend):
         self.last_bucket = 0.0
         if self.world_size == 1:
             return model
-        wrapped = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        # The last bucket is exchanged with nothing beside it: an eighth of the gradients at most.
+        mib = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad) / 2**20
+        wrapped = DistributedDataParallel(
+            model, forward_sync_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=min(25.0, mib / 8)
+        )
         wrapped.register_comm_hook(self, _sum_gradients)
         return wrapped
 
