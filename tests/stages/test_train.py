@@ -49,6 +49,23 @@ def test_raising_max_steps_continues_a_finished_run(trained, tmp_path):
     assert [row["outcome"] for row in project.attempts(folder)] == ["ok", "ok"]
 
 
+def test_weights_of_another_recipe_pass_neither_as_finished_nor_as_a_start(trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    settings = folder / "results/train/small/settings.json"
+    before = settings.read_text()
+    project.change(folder, objective="rectified-flow")
+    with pytest.raises(ValueError, match=r"results/train/small/final was made with another objective: restore what"):
+        project.train_here(folder)
+    project.change(folder, max_steps=3)
+    with pytest.raises(ValueError, match=r"checkpoint step-00000002 was made with another objective"):
+        project.train_here(folder)
+    assert settings.read_text() == before
+    project.change(folder, objective="iddpm", schedule={"lr": 1e-4})
+    project.train_here(folder)
+    assert files.read_json(folder / "results/train/small/final/final.json")["recipe"]["schedule"]["lr"] == 1e-4
+
+
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [

@@ -47,6 +47,13 @@ def test_what_was_saved_is_loaded_bit_by_bit(written):
     store.close()
 
 
+def test_tensors_that_a_checkpoint_has_not_are_one_sentence(written):
+    store = Checkpoints(written, 0, 1, CPU)
+    with pytest.raises(ValueError, match=r"step-00000003 cannot be loaded: rank 0: .*model\.other"):
+        store.load(written / name_of(3), {"model.other": torch.zeros(2)})
+    store.close()
+
+
 def test_saving_beside_training_keeps_the_values_of_that_moment(tmp_path):
     store = Checkpoints(tmp_path, 0, 1, CPU)
     values = tensors(1)

@@ -125,7 +125,8 @@ class Run(Section):
     data: RunData = RunData()
     """What the run is shown."""
     schedule: Schedule = Schedule()
-    """Learning rate over steps."""
+    """Learning rate over steps. It may change while the run has steps to take, which then follow the new one; other
+    settings that the weights depend on may not, once there is a checkpoint."""
     max_steps: Positive = 2000
     """Optimizer steps. Raising it continues a finished run."""
     micro_batches: Positive = 32

@@ -11,7 +11,7 @@ from brickreel import files, tables
 from brickreel.cluster import distributed
 from brickreel.cluster.exits import Interrupted
 from brickreel.cluster.ranks import Ranks
-from brickreel.config import Config, RunData
+from brickreel.config import Config, Run, RunData
 
 logger = logging.getLogger("brickreel")
 
@@ -22,13 +22,13 @@ def run(config: Config, run: str) -> None:
     """Train the named run to its last step and write `results/train/{run}/final/`.
 
     Continues from the newest good checkpoint; a run that is finished stays as it is. Raises Interrupted when a signal
-    asked to stop, with a checkpoint written.
+    asked to stop, with a checkpoint written, ValueError when what is there was made with other settings.
     """
     folder = Path("results/train") / run
     settings = config.run(run)
     plan = read_plan(run)
     identity = f"{plan.fingerprint}/{settings.seed}"
-    if is_finished(folder, settings.max_steps, identity):
+    if is_finished(folder, config, settings, identity):
         logger.info("train: %s is finished already, its final weights are kept", run)
         return
     from brickreel.stages import preflight
@@ -54,12 +54,18 @@ def read_plan(run: str) -> Any:
     return BucketPlan.from_json(stored["buckets"])
 
 
-def is_finished(folder: Path, max_steps: int, identity: str) -> bool:
-    """Whether the final weights are there, of the last step and of this order."""
-    from brickreel.training import final
+def is_finished(folder: Path, config: Config, run: Run, identity: str) -> bool:
+    """Whether the final weights are there, of the last step and of this order.
+
+    Raises ValueError when they are, but were made by another recipe.
+    """
+    from brickreel.training import final, recipe
 
     about = final.read(folder)
-    return about is not None and about["step"] >= max_steps and about["order"] == identity
+    if about is None or about["step"] < run.max_steps or about["order"] != identity:
+        return False
+    recipe.check(f"{folder / 'final'} was", about.get("recipe", {}), recipe.of(config.base, run), steps_left=False)
+    return True
 
 
 def attempt(config: Config, name: str, folder: Path, plan: Any, ranks: Ranks) -> None:
@@ -90,7 +96,7 @@ def attempt(config: Config, name: str, folder: Path, plan: Any, ranks: Ranks) ->
 
 def prepare(trainer: Any, config: Config, plan: Any) -> None:
     """Dataset, order and model, and what is known of them beside the results."""
-    from brickreel.training import lora
+    from brickreel.training import lora, recipe
     from brickreel.training.dataset import Dataset
     from brickreel.training.order import Order
 
@@ -103,11 +109,11 @@ def prepare(trainer: Any, config: Config, plan: Any) -> None:
     dataset = Dataset(index, run.data, plan, order.identity, channels, reader)
     if run.lora:
         lora.inject(model, run.lora, run.seed)
+    trainer.prepare(model, dataset, order, recipe.of(config.base, run))
     if trainer.ranks.rank == 0:
         files.write_json(trainer.folder / "settings.json", run.model_dump(mode="json"))
         about = {"fingerprint": plan.fingerprint, "order": order.identity, "clips": plan.used, "heldout": plan.heldout}
         files.write_json(trainer.folder / "dataset.json", about)
-    trainer.prepare(model, dataset, order)
 
 
 def online_reader(config: Config, data: RunData, device: Any) -> Any:

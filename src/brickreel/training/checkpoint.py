@@ -91,8 +91,15 @@ def _whole(path: Path, prefix: str) -> dict[str, Tensor]:
         for name, about in reader.read_metadata().state_dict_metadata.items()
         if name.startswith(prefix) and isinstance(about, TensorStorageMetadata)
     }
-    _quietly(dcp.load, wanted, storage_reader=HuggingFaceStorageReader(os.fspath(path)), no_dist=True)
+    _read(path, wanted, no_dist=True)
     return wanted
+
+
+def _read(path: Path, tensors: dict[str, Tensor], **options: Any) -> None:
+    try:
+        _quietly(dcp.load, tensors, storage_reader=HuggingFaceStorageReader(os.fspath(path)), **options)
+    except CheckpointException as error:  # not an Exception: nothing else would catch it
+        raise ValueError(f"{path} cannot be loaded: {_cause(error)}") from error
 
 
 def to_delete(
@@ -140,9 +147,11 @@ class Checkpoints:
         return None, passed
 
     def load(self, path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """Read a checkpoint into tensors, however they are sharded now; returns its state."""
-        reader = HuggingFaceStorageReader(os.fspath(path))
-        _quietly(dcp.load, tensors, storage_reader=reader, process_group=self.group, no_dist=self.world_size == 1)
+        """Read a checkpoint into tensors, however they are sharded now; returns its state.
+
+        Raises ValueError when it has not these tensors.
+        """
+        _read(path, tensors, process_group=self.group, no_dist=self.world_size == 1)
         return read_state(path)
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], wait: bool) -> None:

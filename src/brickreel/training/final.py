@@ -15,7 +15,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """What the final weights of a run are: step and order; None when they are not complete."""
+    """What the final weights of a run are: step, order and recipe; None when they are not complete."""
     about = folder / "final" / ABOUT
     if not about.is_file() or not all((folder / "final" / which / WEIGHTS).is_file() for which in WHICH):
         return None
@@ -30,7 +30,8 @@ def write(folder: Path, source: Path, base: Base, run: Run) -> None:
         for which in WHICH:
             lora.load_transformer(source, which, base, run).save_pretrained(partial / which, max_shard_size="100GB")
         state = checkpoint.read_state(source)
-        about = {name: state[name] for name in ("step", "samples", "order")} | {"checkpoint": source.name}
+        told = {name: state[name] for name in ("step", "samples", "order", "recipe") if name in state}
+        about = told | {"checkpoint": source.name}
         files.write_json(partial / ABOUT, about)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)

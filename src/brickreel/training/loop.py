@@ -8,7 +8,7 @@ ranks decide alike: update, skip, or stop with a checkpoint.
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from brickreel.cluster.ranks import Ranks
 from brickreel.config import Run, Train
 from brickreel.models.stdit2.flops import forward_flops
 from brickreel.progress import Bar
-from brickreel.training import backends, checkpoint, gauge, objective
+from brickreel.training import backends, checkpoint, gauge, objective, recipe
 from brickreel.training.checkpoint import Checkpoints
 from brickreel.training.dataset import Batch, Dataset, prefetched
 from brickreel.training.order import Order, deal
@@ -82,15 +82,16 @@ class Trainer:
         self.clock = Clock(device)
         self.log = StepLog(folder / "steps", attempt, ranks.rank)
 
-    def prepare(self, model: nn.Module, dataset: Dataset, order: Order) -> None:
+    def prepare(self, model: nn.Module, dataset: Dataset, order: Order, made_of: Mapping[str, Any]) -> None:
         """Put the model under its backend and continue from the newest good checkpoint, if there is one.
 
-        Raises ValueError when that checkpoint belongs to another order and the settings refuse it.
+        Raises ValueError when that checkpoint is of another recipe than `made_of`, or of another order and the settings
+        refuse it.
         """
         self.model_settings = model.config
         if self.run.grad_checkpoint:
             model.enable_gradient_checkpointing()  # type: ignore[operator]
-        self.dataset, self.order = dataset, order
+        self.dataset, self.order, self.made_of = dataset, order, made_of
         backend = backends.choose(self.run.backend, self.ranks.world_size, self.device)
         self.backend = backends.build(backend, model.train(), self.run, self.ranks.world_size, self.device)
         self.kind = objective.diffusion(self.run)
@@ -103,8 +104,11 @@ class Trainer:
         path, warnings = self.checkpoints.newest_good()
         if path is None:
             return warnings
-        self._check_layout(path)
-        state = self.checkpoints.load(path, self.backend.state())
+        state = checkpoint.read_state(path)
+        steps_left = state["step"] < self.run.max_steps
+        recipe.check(f"checkpoint {path.name} was", state.get("recipe", {}), self.made_of, steps_left)
+        self._check_layout(path, state)
+        self.checkpoints.load(path, self.backend.state())
         self.backend.loaded(state["updates"])
         known = {name: state[name] for name in ("step", "micro_batches", "samples", "skipped", "unreadable")}
         self.progress = Progress(**known)
@@ -119,9 +123,9 @@ class Trainer:
         logger.info("%s: continuing from %s", self.name, path.name)
         return warnings
 
-    def _check_layout(self, path: Path) -> None:
+    def _check_layout(self, path: Path, state: Mapping[str, Any]) -> None:
         """Raise ValueError when the checkpoint's tensors are flat and the backend's are not, or the other way round."""
-        if bool(checkpoint.read_state(path).get("shapes")) != bool(self.backend.shapes()):
+        if bool(state.get("shapes")) != bool(self.backend.shapes()):
             raise ValueError(
                 f"checkpoint {path.name} was written by another kind of backend: ddp and fsdp2 continue each other's"
                 " checkpoints, colossalai only its own. Set the backend back, or start a run of another name"
@@ -278,6 +282,7 @@ class Trainer:
         since = time.perf_counter()
         state = vars(self.progress) | {
             "order": self.order.identity,
+            "recipe": self.made_of,
             "updates": self.backend.updates(),
             "world_size": self.ranks.world_size,
             "shapes": self.backend.shapes(),
