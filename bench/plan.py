@@ -28,9 +28,9 @@ from brickreel.stages import plan
 TIME_LIMIT, MEMORY_LIMIT = 0.15, 0.10
 STEPS, PROFILED_STEPS = 12, 3
 SIZES = {
-    "4 poses of 64 x 64": (4, 4, 8, 8),
-    "16 poses of 64 x 64": (4, 16, 8, 8),
-    "8 poses of 128 x 128": (4, 8, 16, 16),
+    "4 poses of 64 x 64": (8, 4, 8, 8),
+    "16 poses of 64 x 64": (8, 16, 8, 8),
+    "8 poses of 128 x 128": (8, 8, 16, 16),
 }
 
 

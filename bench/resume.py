@@ -66,7 +66,7 @@ def main() -> None:
 
 def restart() -> dict[str, float]:
     """Seconds from a loaded dataset to the first step's end, from nothing and from a checkpoint."""
-    settings = _project.write(RUN, clips=64, latent=(4, 16, 8, 8), tokens=24, channels=64)
+    settings = _project.write(RUN, clips=64, latent=(8, 16, 8, 8), tokens=24, channels=64)
     first = _project.trainer(settings)
     list(_project.steps(first, 2))
     first._save(wait=True)

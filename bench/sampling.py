@@ -166,7 +166,7 @@ def main() -> None:
     sizes = {name: torch.tensor([value]) for name, value in SIZES.items()}
     denoise = guided(pipeline.transformer, y, null, GUIDANCE, CHANNELS, **sizes)
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(1, 4, 16, 8, 8, generator=generator)
+    start = torch.randn(1, pipeline.transformer.config.in_channels, 16, 8, 8, generator=generator)
     exact = solve(denoise, start, ddim(), EXACT_STEPS)
     rows = []
     for steps in STEPS:

@@ -73,7 +73,7 @@ def main() -> None:
 
 def beside_plain_loop() -> dict[str, float]:
     """Our loop with loader, checks, log and average, and the least code that trains the same model the same way."""
-    settings = _project.write(RUN, clips=64, latent=(4, 16, 8, 8), tokens=24, channels=_text_channels())
+    settings = _project.write(RUN, clips=64, latent=(8, 16, 8, 8), tokens=24, channels=_text_channels())
     ours = _project.trainer(settings)
     plain = PlainLoop(settings)
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
@@ -131,7 +131,7 @@ def on_two_ranks() -> dict[str, Any]:
     folder = Path.cwd()
     for backend in ("ddp", "fsdp2"):
         run = RUN | {"backend": backend, "max_steps": RANK_STEPS, "checkpoint_every": 10**6, "gauge_every": 10**6}
-        _project.write(run, clips=64, latent=(4, 16, 8, 8), tokens=24, channels=_text_channels())
+        _project.write(run, clips=64, latent=(8, 16, 8, 8), tokens=24, channels=_text_channels())
         assert ranks.run(folder, ["train", "--run", "bench", "--config", "config.json"], 2) == [0, 0], ranks.output(
             folder
         )
@@ -144,7 +144,7 @@ def on_two_ranks() -> dict[str, Any]:
         place = folder / f"alone{number}"
         place.mkdir()
         with chdir(place):
-            _project.write(run, clips=64, latent=(4, 16, 8, 8), tokens=24, channels=_text_channels())
+            _project.write(run, clips=64, latent=(8, 16, 8, 8), tokens=24, channels=_text_channels())
     processes = [
         ranks.start(folder / f"alone{number}", ["train", "--run", "bench", "--config", "config.json"])
         for number in range(2)

@@ -7,6 +7,7 @@ from brickreel import files
 from brickreel.models import load
 from brickreel.training.tiny import text
 from brickreel.training.tiny.__main__ import main
+from brickreel.training.tiny.autoencoder import CHANNELS
 
 
 def _make(*arguments):
@@ -32,7 +33,7 @@ def test_all_parts_are_made_and_load_and_the_decoder_keeps_the_latents(tmp_path)
     assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
     encoder = load.text_encoder(str(out / "text_encoder"))
     transformer = load.transformer(str(out / "transformer"))
-    assert (autoencoder.downsample, autoencoder.channels) == (8, 4)
+    assert (autoencoder.downsample, autoencoder.channels) == (8, CHANNELS)
     assert encoder.encode(["a red circle"])[0].shape == (4, text.CHANNELS)
     assert transformer.config.caption_channels == text.CHANNELS
     log = files.read_json(out / "log.json")

@@ -26,7 +26,14 @@ from brickreel.models.stdit2.fused import as_recomputed
 
 PRESETS: dict[str, dict[str, Any]] = {
     "XL/2": {"depth": 28, "hidden_size": 1152, "num_heads": 16, "caption_channels": 4096, "model_max_length": 200},
-    "tiny": {"depth": 4, "hidden_size": 144, "num_heads": 3, "caption_channels": 64, "model_max_length": 64},
+    "tiny": {
+        "depth": 4,
+        "hidden_size": 144,
+        "num_heads": 3,
+        "caption_channels": 64,
+        "model_max_length": 64,
+        "in_channels": 8,
+    },
 }
 """Open-Sora 1.1's released size, and one that a laptop trains."""
 

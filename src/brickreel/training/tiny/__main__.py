@@ -34,7 +34,7 @@ def main(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def picture_options(steps: int) -> Callable[[Callable], Callable]:
+def picture_options(steps: int, lr: float) -> Callable[[Callable], Callable]:
     """The options of a training on stills."""
     options = (
         out_option,
@@ -42,7 +42,7 @@ def picture_options(steps: int) -> Callable[[Callable], Callable]:
         minutes_option,
         click.option("--steps", default=steps, show_default=True),
         click.option("--batch", default=16, show_default=True),
-        click.option("--lr", default=2e-3, show_default=True),
+        click.option("--lr", default=lr, show_default=True),
         click.option("--pictures", default=10000, show_default=True),
         click.option("--unseen", default=256, show_default=True, help="Pictures that the figures are read on."),
         click.option("--seed", default=0, show_default=True),
@@ -51,58 +51,67 @@ def picture_options(steps: int) -> Callable[[Callable], Callable]:
 
 
 @main.command("autoencoder")
-@picture_options(steps=4500)
+@picture_options(steps=7000, lr=2e-3)
 def make_autoencoder(out: Path, work: Path, minutes: float | None, **settings: Any) -> None:
     """Train the autoencoder on stills of shapes and bricks."""
-    from brickreel.training.tiny import autoencoder
+    from brickreel.training.tiny import autoencoder, footage, resuming
 
-    torch.manual_seed(settings["seed"])
-    _train_on_pictures("autoencoder", autoencoder.build(), out, work, minutes, settings)
+    steps, batch, lr, seed = (settings[name] for name in ("steps", "batch", "lr", "seed"))
+    torch.manual_seed(seed)
+    model = autoencoder.build()
+    loss = autoencoder.loss_on(model, _stills(work, settings), batch, seed)
+    rows = resuming.train("tiny autoencoder", model, loss, steps, lr, work / "autoencoder", minutes)
+    if rows is None:
+        return _say_unfinished()
+    unseen = footage.stills(settings["unseen"], seed + UNSEEN)
+    autoencoder.set_scaling_factor(model, unseen)
+    autoencoder.save(model, out / "autoencoder")
+    _record(out, "autoencoder", settings, rows, autoencoder.figures_on(model, unseen))
 
 
 @main.command("decoder")
-@picture_options(steps=900)
+@picture_options(steps=4500, lr=6e-4)
 def make_decoder(out: Path, work: Path, minutes: float | None, **settings: Any) -> None:
-    """Train the decoder of `--out` on, with the encoder frozen: a finished transformer stays valid."""
+    """Train the decoder of `--out` on against a critic, with the encoder frozen: a transformer stays valid."""
     from brickreel.models import load
-    from brickreel.training.tiny import autoencoder
+    from brickreel.training.tiny import autoencoder, decoder, footage, resuming
 
-    model = load.autoencoder(str(out / "autoencoder")).vae
-    autoencoder.freeze_encoder(model)
-    _train_on_pictures("decoder", model, out, work, minutes, settings)
-
-
-def _train_on_pictures(
-    part: str, model: Any, out: Path, work: Path, minutes: float | None, settings: Mapping[str, Any]
-) -> None:
-    from brickreel.training.tiny import autoencoder, footage, resuming
-
-    steps, seed, pictures = settings["steps"], settings["seed"], settings["pictures"]
-    drawn = _drawn(work / f"stills-{pictures}-{seed}.npy", lambda: footage.stills(pictures, seed))
-    loss = autoencoder.loss_on(model, drawn, settings["batch"], seed)
-    rows = resuming.train(f"tiny {part}", model, loss, steps, settings["lr"], work / part, minutes)
+    steps, batch, lr, seed = (settings[name] for name in ("steps", "batch", "lr", "seed"))
+    model = load.autoencoder(str(out / "autoencoder")).vae.train()
+    torch.manual_seed(seed)
+    contest = decoder.Contest(model)
+    loss = decoder.loss_on(contest, _stills(work, settings), batch, seed)
+    rows = resuming.train("tiny decoder", contest, loss, steps, lr, work / "decoder", minutes, betas=(0.5, 0.95))
     if rows is None:
         return _say_unfinished()
-    others = footage.stills(settings["unseen"], seed + UNSEEN)
-    if part == "autoencoder":
-        autoencoder.set_scaling_factor(model, others)
-    figures = autoencoder.figures_on(model, others)
+    unseen = footage.stills(settings["unseen"], seed + UNSEEN)
     autoencoder.save(model, out / "autoencoder")
-    ordered = {name: settings[name] for name in ("steps", "batch", "lr", "pictures", "unseen", "seed")}
-    _record(out, part, ordered, rows, figures)
+    _record(out, "decoder", settings, rows, autoencoder.figures_on(model, unseen))
+
+
+def _stills(work: Path, settings: Mapping[str, Any]) -> Any:
+    """The stills to train on, drawn once."""
+    from brickreel.training.tiny import footage
+
+    count, seed = settings["pictures"], settings["seed"]
+    path = work / f"stills-{count}-{seed}.npy"
+    if not path.exists():
+        with files.replacing(path) as temporary:
+            np.save(temporary, footage.stills(count, seed), allow_pickle=False)
+    return np.load(path, allow_pickle=False)
 
 
 @main.command("transformer")
 @out_option
 @work_option
 @minutes_option
-@click.option("--steps", default=7500, show_default=True)
-@click.option("--stills-until", default=900, show_default=True, help="Steps on stills alone, which cost little.")
-@click.option("--batch", default=6, show_default=True, help="Clips per step.")
-@click.option("--stills-batch", default=24, show_default=True, help="Stills per step before clips come.")
+@click.option("--steps", default=18000, show_default=True)
+@click.option("--stills-until", default=7000, show_default=True, help="Steps on stills alone, which cost little.")
+@click.option("--batch", default=8, show_default=True, help="Clips per step.")
+@click.option("--stills-batch", default=48, show_default=True, help="Stills per step before clips come.")
 @click.option("--lr", default=1.5e-3, show_default=True)
-@click.option("--clips", default=1200, show_default=True)
-@click.option("--stills", default=3000, show_default=True)
+@click.option("--clips", default=3000, show_default=True)
+@click.option("--stills", default=20000, show_default=True)
 @click.option("--unseen", default=24, show_default=True, help="Clips that the figures are read on.")
 @click.option("--seed", default=0, show_default=True)
 def make_transformer(
@@ -140,7 +149,7 @@ def make_transformer(
     if rows is None:
         return _say_unfinished()
     transformer.save(model, out)
-    settings = {"steps": steps, "stills-until": stills_until, "batch": batch, "stills-batch": stills_batch, "lr": lr}
+    settings = {"steps": steps, "stills_until": stills_until, "batch": batch, "stills_batch": stills_batch, "lr": lr}
     settings |= {"clips": clips, "stills": stills, "unseen": unseen, "seed": seed}
     others = pool(unseen, footage.FRAMES, seed + UNSEEN)
     figures = {
@@ -152,13 +161,6 @@ def make_transformer(
     _record(out, "transformer", settings, rows, figures)
 
 
-def _drawn(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    if not path.exists():
-        with files.replacing(path) as temporary:
-            np.save(temporary, make(), allow_pickle=False)
-    return np.load(path, allow_pickle=False)
-
-
 def _say_unfinished() -> None:
     click.echo("There are steps left: the same command goes on from here.")
 
@@ -167,11 +169,12 @@ def _record(
     out: Path, part: str, settings: Mapping[str, Any], rows: list[dict[str, Any]], figures: Mapping[str, Any]
 ) -> None:
     """Add a part's settings, log and figures to `log.json` beside the weights."""
+    options = (option for option in main.commands[part].params if option.name in settings)
     path = out / "log.json"
     log = files.read_json(path) if path.exists() else {}
     log[part] = {
         "command": f"python -m brickreel.training.tiny {part} "
-        + " ".join(f"--{name} {value}" for name, value in settings.items()),
+        + " ".join(f"{option.opts[0]} {settings[option.name]}" for option in options),
         "torch": torch.__version__,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),

@@ -29,6 +29,7 @@ def train(
     lr: float,
     folder: Path,
     minutes: float | None = None,
+    betas: tuple[float, float] = (0.9, 0.99),
 ) -> list[dict[str, Any]] | None:
     """Train in place with AdamW on one cycle of the learning rate, beginning where `folder` stands.
 
@@ -42,7 +43,7 @@ def train(
         The log, a row every 25 steps, which says of how many steps the cycle then was; None when there are steps left.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=lr, betas=betas, weight_decay=0.0)
     warmup = max(1, int(steps * WARMUP_SHARE))
     schedule = Schedule(
         kind="1cycle", lr=lr, final_lr=lr / 100, warmup_steps=warmup, cooldown_steps=max(1, steps - warmup)

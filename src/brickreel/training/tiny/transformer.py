@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from brickreel import files
+from brickreel.config import P2
 from brickreel.diffusion.iddpm import IDDPM, TIMESTEPS
 from brickreel.models.autoencoder import Autoencoder, sample_posterior
 from brickreel.models.stdit2 import STDiT2
@@ -22,9 +23,10 @@ from brickreel.training.tiny.autoencoder import to_tensor
 from brickreel.training.tiny.resuming import Loss
 
 Pool = dict[str, Tensor]
-"""Encoded footage: mean and logvar [N, 4, T, h, w] in fp16, scaled; ids [N, L] and lengths [N]; fps [N]."""
+"""Encoded footage: mean and logvar [N, C, T, h, w] in fp16, scaled; ids [N, L] and lengths [N]; fps [N]."""
 
 TEXT_DROPOUT = 0.1
+WEIGHTS = P2()  # without them a model of this size learns details, and shapes hardly at all
 QUESTIONS_PER_SAMPLE = 10  # timesteps of the held-out loss, spread evenly over all
 
 
@@ -81,7 +83,7 @@ def encode(autoencoder: Autoencoder, tokenizer: Any, count: int, frames: int, se
 def loss_on(
     model: Conditioned, clips: Pool, stills: Pool, batch: tuple[int, int], scale: float, stills_until: int, seed: int
 ) -> Loss:
-    """The loss of a step: IDDPM's, on stills alone until `stills_until`, then on clips and a few stills beside them.
+    """The loss of a step: IDDPM's, weighted, on stills alone until `stills_until`, then on clips and a few stills.
 
     Args:
         batch: clips per step; stills per step before clips come (an eighth of them afterwards).
@@ -95,7 +97,8 @@ def loss_on(
         noises = torch.from_numpy(rng.standard_normal((2, *shape), dtype=np.float32))
         t = torch.from_numpy(rng.integers(TIMESTEPS, size=count))
         drop = torch.from_numpy(rng.random(count) < TEXT_DROPOUT)
-        return losses(process, model, pool, chosen, t, noises, scale, drop).mean()
+        found = losses(process, model, pool, chosen, t, noises, scale, drop)
+        return (found * process.p2_weights(t, WEIGHTS.k, WEIGHTS.gamma)).mean()
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng([seed, step])
