@@ -5,14 +5,16 @@ What the command line, the launcher's jobs and the tools share; whichever way a 
 
 import importlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from brickreel import config
-from brickreel.cluster import exits
+from brickreel.cluster import exits, lock
 from brickreel.stages import Shard
 
 logger = logging.getLogger("brickreel")
@@ -37,7 +39,19 @@ def run_stage(name: str, configs: tuple[str, ...] = (), **scope: Any) -> None:
     module = importlib.import_module(f"brickreel.stages.{name}")
     with recorder.recording(name, part, settings.telemetry, enabled=me.local_rank == 0):
         for one in scopes:
-            module.run(settings, **one)
+            with _alone(name, one["shard"]) if "shard" in one else nullcontext():
+                module.run(settings, **one)
+
+
+def _alone(stage: str, shard: Shard) -> TextIO:
+    """Hold a shard for this process. Whoever is at it already is waited for: most often a job whose Snakemake was
+    killed, and which leaves nothing to do."""
+    where = Path("results") / stage / f".shard-{shard.name}-of-{shard.count}.lock"
+    try:
+        return lock.acquire(where, f"{stage}: shard {shard.name} is worked on")
+    except ValueError as error:
+        logger.info("%s; waiting for it", error)
+    return lock.acquire(where, "", patience_s=math.inf)
 
 
 def set_up_logging(log_file: str | None = None) -> None:

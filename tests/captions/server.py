@@ -186,6 +186,8 @@ class Server:
             fault = self.batch_script.pop(0) if self.batch_script else ""
             if fault == "drop-before":
                 return False
+            if fault == "slow":
+                await asyncio.sleep(1.5)
             batch = {
                 "id": "batch_" + uuid.uuid4().hex,
                 "object": "batch",

@@ -151,6 +151,23 @@ def test_batch_of_a_run_that_was_divided_otherwise_is_awaited_by_whichever_shard
     assert {row["shard"] for row in ledger()} == {"00/1"}
 
 
+def test_batch_that_is_still_being_created_is_not_given_up_by_a_run_that_is_divided_otherwise(tmp_path):
+    project.make(tmp_path, clips=0, stills=8)
+    with project.serving(batch_script=["slow"]) as server:
+        settings = project.settings(server.url, batch=True)
+        files.write_json("settings.json", settings.model_dump(mode="json"))
+        command = [sys.executable, "-m", "brickreel", "caption", "--config", "settings.json", "--shard", "0/1"]
+        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not server.files and time.monotonic() < deadline:
+            time.sleep(0.02)
+        project.run(url=server.url, batch=True, shard="0/2")
+        assert first.wait(60) == 0
+        assert len(server.batches) == 1
+        assert sum(server.paid.values()) == 8
+    assert {row["shard"] for row in ledger()} == {"00/1"}
+
+
 def test_two_processes_that_await_one_batch_write_its_rows_once(tmp_path):
     project.make(tmp_path, clips=0, stills=8)
     with project.serving(batch_s=1.5) as server:

@@ -61,7 +61,7 @@ def test_a_withdrawn_film_is_dropped_by_list_or_setting(films_project):
     assert {row["reason"] for row in curated(withdrawn=[first]) if row["film_id"] == first} == {
         "title_card", "withdrawn",
     }  # fmt: skip
-    withdrawn.add(first, "The First")
+    withdrawn.add(first, "The First", [])
     assert {row["outcome"] for row in curated() if row["film_id"] == first} == {"dropped"}
 
 

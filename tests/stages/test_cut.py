@@ -6,8 +6,9 @@ import errno
 import pytest
 
 from brickreel import config, files, tables
-from brickreel.films import cutting, isolated, video
-from brickreel.stages import curate, cut
+from brickreel.files import shard_of
+from brickreel.films import cutting, isolated, video, withdrawn
+from brickreel.stages import Shard, curate, cut
 from films import project
 
 
@@ -137,6 +138,20 @@ def test_clips_that_are_no_longer_chosen_leave_the_folder(films_project):
     assert [path for path in cut.CLIPS.iterdir() if path.name.startswith(".")] == []
 
 
+def test_what_another_shard_is_writing_is_left_alone(films_project):
+    clip_id = next(iter(chosen()))
+    owner = shard_of(clip_id[:16], 16)
+    written = [cut.STILLS / f".{clip_id}-x.jpg", cut.CLIPS / ".metadata-x.csv"]
+    for path in written:
+        path.touch()
+    for index in range(16):
+        if index != owner:
+            cut._tidy(Shard(index, 16), set(chosen()))
+    assert all(path.exists() for path in written)
+    cut._tidy(Shard(owner, 16), set(chosen()))
+    assert [path.exists() for path in written] == [False, True]
+
+
 def test_a_film_that_has_gone_is_a_reason_and_too_many_fail_the_stage(films_project):
     (films_project / project.SECOND).unlink()
     for path in cut.CLIPS.glob("*.mp4"):
@@ -191,6 +206,9 @@ def test_clips_of_another_tool_enter_here_with_their_captions(films_project, mon
     assert {row["cadence"] for row in good} == {"ones", "twos"}
     stills = [row for row in tables.read("cut_index", cut.OUTPUT).to_pylist() if row["kind"] == "still"]
     assert len(stills) == 3
+    withdrawn.add(good[0]["film_id"], None, [])
+    project.run("cut", settings=adopted)
+    assert {row["outcome"] for row in tables.read("cut_index", cut.OUTPUT).to_pylist()} == {"failed"}
 
 
 @pytest.mark.parametrize(

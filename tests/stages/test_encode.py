@@ -94,6 +94,14 @@ def test_what_is_finished_is_not_encoded_again(project):
     assert {path: path.stat().st_mtime_ns for path in Path("results/encode").glob("*.safetensors")} == before
 
 
+def test_a_finished_clip_follows_its_film_to_the_other_split(project):
+    encode.run(project())
+    clips = tables.read("cut_index", encode.CLIPS).to_pylist()
+    tables.write("cut_index", encode.CLIPS / "00.parquet", [row | {"split": "heldout"} for row in clips])
+    encode.run(project())
+    assert {row["split"] for row in samples().values()} == {"heldout"}
+
+
 def test_a_changed_caption_encodes_its_clip_again_and_leaves_the_others(project):
     encode.run(project())
     first = samples()

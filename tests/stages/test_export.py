@@ -201,6 +201,20 @@ def test_the_dataset_is_a_videofolder_with_captions_that_takes_no_room_twice(wit
     }  # fmt: skip
 
 
+def test_clips_of_two_folders_with_one_name_are_both_exported_and_left_as_they_are(tmp_path):
+    rows = []
+    for folder in ("a", "b"):
+        path = tmp_path / folder / "0001.mp4"
+        path.parent.mkdir()
+        path.write_bytes(folder.encode())
+        facts = dict.fromkeys(tables.SCHEMAS["cut_index"].names)
+        rows.append(facts | {"clip_id": f"clip-{folder}", "kind": "clip", "split": "train", "path": str(path)})
+    export.write_dataset(tmp_path / "out", rows, "small", "")
+    for folder in ("a", "b"):
+        assert (tmp_path / folder / "0001.mp4").read_bytes() == folder.encode()
+        assert (tmp_path / "out/train" / f"clip-{folder}.mp4").read_bytes() == folder.encode()
+
+
 def test_the_dataset_is_left_out_when_asked(with_clips, tmp_path):
     export.run(config.load(with_clips.model_dump(mode="json"), {"export": {"dataset": False}}), "small")
     assert not (tmp_path / "results" / "export" / "small" / "dataset").exists()

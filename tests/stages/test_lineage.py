@@ -59,6 +59,23 @@ def test_a_withdrawn_film_leaves_the_dataset_and_stays_out(trained):
     assert lineage.trace(identity)["withdrawn"]
 
 
+def test_checkpoints_that_saw_an_adopted_film_are_known_after_its_withdrawal(trained):
+    # Clips of another tool have ids that say nothing of their film.
+    names = {}
+    for path in tables.files_of(cut.OUTPUT):
+        rows = tables.read("cut_index", path).to_pylist()
+        names |= {row["clip_id"]: f"{number:016x}" for number, row in enumerate(rows)}
+        tables.write("cut_index", path, [row | {"clip_id": names[row["clip_id"]]} for row in rows])
+    curate.OUTPUT.unlink()
+    step = {"step": 3, "sample_ids": [f"{name}.64p-16f.0.0.5" for name in names.values()]}
+    files.append_json_line("results/train/adopted/steps/0-0.jsonl", step)
+    files.write_json("results/train/adopted/checkpoints/step-00000004/manifest.json", {})
+    identity = film_id()
+    for _ in range(2):
+        saw = list(lineage.seen_by(lineage.withdraw(identity)))
+        assert "results/train/adopted/checkpoints/step-00000004" in saw
+
+
 def test_the_commands_say_what_they_know(trained):
     shown = CliRunner().invoke(lineage.lineage_command, ["--film", project.FIRST, "--json"])
     assert json.loads(shown.output)["film"]["film_id"] == film_id()

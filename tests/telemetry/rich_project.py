@@ -53,8 +53,7 @@ def _data(results: Path, evil: str) -> None:
     tables.write("captions", results / "caption/captions.parquet/00.parquet", captions)
     encoded = [row("encode_index", sample_id=f"c{n}", bucket="64p-4f", split="train") for n in range(3)]
     tables.write("encode_index", results / "encode/index.parquet/00.parquet", encoded)
-    for shard, usd in (("00", 1.0), ("01", 0.25), ("00", 0.1)):
-        files.append_json_line(results.parent / "logs/caption/estimates.jsonl", {"shard": shard, "usd": usd})
+    files.write_json(results / "caption/forecast.json", {"usd": 1.25})
 
 
 def _run(folder: Path, run: str, evil: str) -> None:

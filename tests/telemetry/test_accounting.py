@@ -78,4 +78,5 @@ def test_sacct_is_asked_for_what_is_parsed(monkeypatch, tmp_path):
     gaps = []
     assert accounting.read(["12", "14"], gaps)["12"].cpu_s == 5
     assert "-j 12,14" in (tmp_path / "asked").read_text()
+    assert "JobIDRaw" in (tmp_path / "asked").read_text(), "a job of an array is told its raw number"
     assert gaps == [("Slurm accounting", "1 jobs are not in it, such as 14")]

@@ -52,6 +52,7 @@ rule cut:
     input:
         settings="results/settings/cut.json",
         clips=CONFIG.cut.adopt or "results/curate/clips.parquet",
+        withdrawn=WITHDRAWN if CONFIG.cut.adopt else [],
     output:
         "results/cut/index.parquet/{shard}.parquet",
     log:

@@ -158,7 +158,7 @@ class Asking:
                     f"the captioning endpoint has answered nothing but 429 for {_PATIENCE_S / 60:.0f} minutes"
                 )
             return
-        if reply.billed != "reported":
+        if reply.outcome == "failed" and reply.billed != "reported":
             self.failures_in_a_row += 1
             if self.failures_in_a_row >= max(20, _FAILURES_PER_SLOT * self.settings.concurrency):
                 self.stop = self.stop or client.EndpointError(

@@ -127,10 +127,14 @@ class Batching:
                         else:
                             lines.append((request, line))
                             size += len(line)
-                name, granted, decisions = self._reserve(lines)
-                waiting |= bool(decisions & {"wait", "elsewhere"})
+                name = uuid.uuid4().hex
+                # Held until its number is noted: who follows it sooner would find no batch and give its money back.
+                with self._held(name):
+                    granted, decisions = self._reserve(name, lines)
+                    waiting |= bool(decisions & {"wait", "elsewhere"})
+                    if granted:
+                        await self._send(name, granted)
                 if granted:
-                    await self._send(name, granted)
                     if self.stop:
                         break
                     names.add(name)
@@ -151,9 +155,8 @@ class Batching:
         body = client.body(self.settings, request.prompt, jpegs, prompts.again(hint) if hint else "")
         return json.dumps({"method": "POST", "url": "/v1/chat/completions", "body": body}).encode()
 
-    def _reserve(self, lines: Sequence[tuple[Request, bytes]]) -> tuple[str, list[bytes], set[str]]:
-        """Reserve the money of a batch: its name, the lines that the account grants, and all its decisions."""
-        name = uuid.uuid4().hex
+    def _reserve(self, name: str, lines: Sequence[tuple[Request, bytes]]) -> tuple[list[bytes], set[str]]:
+        """Reserve the money of a batch: the lines that the account grants, and all its decisions."""
         asks = [
             Reservation(
                 request=uuid.uuid4().hex,
@@ -171,7 +174,7 @@ class Batching:
             for ask, decision, (_, line) in zip(asks, decisions, lines, strict=True)
             if decision == "granted"
         ]
-        return name, granted, set(decisions)
+        return granted, set(decisions)
 
     async def _send(self, name: str, lines: Sequence[bytes]) -> None:
         try:

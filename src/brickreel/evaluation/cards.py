@@ -51,8 +51,10 @@ def captioners(captions: Iterable[Row]) -> list[str]:
 
 
 def scores_of(scores: Mapping[str, Any] | None, weights: str) -> list[dict[str, Any]]:
-    """The metrics that the card shows: of the base model and of the exported weights at the last step, prompted."""
-    rows = [row for row in (scores or {}).get("metrics", []) if row.get("conditional", True)]
+    """The metrics that the card shows: of the base model and of the exported weights at the last step, prompted, at
+    the trained length."""
+    rows = (scores or {}).get("metrics", [])
+    rows = [row for row in rows if row.get("conditional", True) and row.get("length", 1) == 1]
     last = max((row.get("step") or 0 for row in rows if row.get("weights") == weights), default=0)
     shown = [
         row

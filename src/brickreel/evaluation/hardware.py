@@ -2,12 +2,14 @@
 
 from typing import NamedTuple
 
+from brickreel.telemetry import peaks
+
 
 class Gpu(NamedTuple):
     """A row of NVIDIA's data sheets."""
 
     part: str
-    """Part of the name that NVML gives the GPU; the first row that matches counts."""
+    """Words of the name that NVML gives the GPU; the first row that matches counts."""
     memory_gib: float
     """What a process can allocate of the advertised memory: NVML's total, in GiB."""
     power_w: float
@@ -35,4 +37,4 @@ GPUS = (
 
 def gpu(name: str | None) -> Gpu | None:
     """The row of a GPU; None when it is not in the table."""
-    return next((row for row in GPUS if name and row.part in name), None)
+    return next((row for row in GPUS if peaks.named(row.part, name)), None)

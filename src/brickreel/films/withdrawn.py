@@ -2,7 +2,9 @@
 build deletes."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from brickreel import files
 
@@ -14,8 +16,11 @@ def film_ids() -> set[str]:
     return set(films())
 
 
-def films() -> dict[str, dict[str, str | None]]:
-    """Id of each withdrawn film -> its title and the day. Raises ValueError when the list cannot be read."""
+def films() -> dict[str, dict[str, Any]]:
+    """Id of each withdrawn film -> its title, the day, and the ids that its clips had.
+
+    Raises ValueError when the list cannot be read.
+    """
     if not LIST.exists():
         return {}
     entries = files.read_json(LIST)
@@ -24,7 +29,7 @@ def films() -> dict[str, dict[str, str | None]]:
     return entries
 
 
-def add(film_id: str, title: str | None) -> None:
+def add(film_id: str, title: str | None, clips: Sequence[str]) -> None:
     """Put a film on the list."""
-    facts: dict[str, str | None] = {"title": title, "date": time.strftime("%Y-%m-%d")}
+    facts = {"title": title, "date": time.strftime("%Y-%m-%d"), "clips": list(clips)}
     files.write_json(LIST, {film_id: facts} | films())

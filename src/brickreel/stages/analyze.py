@@ -1,5 +1,6 @@
 """Read every signal off one decode pass per film, one part file per shard."""
 
+import hashlib
 import logging
 from array import array
 from collections.abc import Mapping
@@ -41,7 +42,9 @@ def run(config: Config, shard: Shard = Shard()) -> None:  # noqa: B008  (frozen)
 
 def _finished(film: Mapping[str, Any], settings: Analyze, bar: Bar) -> Path:
     """The table of one film, made now or by the attempt before."""
-    key = f"{film['film_id']}-{settings.height}-{settings.transnet}"
+    # The limits, so that a film which failed of them is tried again with others.
+    limits = hashlib.sha256(settings.limits.model_dump_json().encode()).hexdigest()[:8]
+    key = f"{film['film_id']}-{settings.height}-{settings.transnet}-{limits}"
     part = FINISHED / f"{key}.parquet"
     if not part.exists():
         tables.write("signals", part, _film(film, settings, bar))

@@ -168,13 +168,21 @@ def _mark_duplicates(found: list[Any], film: np.ndarray, reason: np.ndarray, set
 
 
 def _heldout(film_ids: Sequence[str], film_of_clip: np.ndarray, settings: Curate) -> np.ndarray:
-    """Indices of the held-out films: chosen by a hash of seed and id, so that new films do not reshuffle old ones."""
+    """Indices of the held-out films: about the share, by a hash of seed and id; new films do not reshuffle old ones.
+
+    One film at least is held out and one at least is not: while there are few, that one may change with new ones.
+    """
     films = np.unique(film_of_clip)
     if len(films) < 2 or not settings.heldout_share:
         return np.zeros(0, np.int64)
-    number = min(len(films) - 1, max(1, round(settings.heldout_share * len(films))))
-    draw = [hashlib.sha256(f"{settings.seed}:{film_ids[film]}".encode()).digest() for film in films]
-    return films[np.array(sorted(range(len(films)), key=draw.__getitem__)[:number], np.int64)]
+    draw = np.array([_draw(f"{settings.seed}:{film_ids[film]}") for film in films])
+    number = int((draw < settings.heldout_share).sum())
+    return films[np.argsort(draw, kind="stable")[: min(len(films) - 1, max(1, number))]]
+
+
+def _draw(key: str) -> float:
+    """A number from 0 to 1 that a text decides."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 def _table(clips: candidates.Clips, films: pa.Table) -> pa.Table:

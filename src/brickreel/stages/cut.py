@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from brickreel import files, tables
 from brickreel.config import Config, Cut
-from brickreel.films import adopt, cutting, dataset, isolated
+from brickreel.films import adopt, cutting, dataset, isolated, withdrawn
 from brickreel.progress import Bar
 from brickreel.stages import Shard
 from brickreel.stages.curate import OUTPUT as CLIP_TABLE
@@ -26,6 +26,7 @@ STILLS = Path("results/cut/stills")
 # What was written with which settings: clips of an interrupted shard are not written again.
 FINISHED = Path("results/cut/finished")
 
+_HEX = set("0123456789abcdef")
 _KEPT = ("clip_id", "film_id", "holds", "fps", "pose_rate", "cadence", "split")
 _FACTS = ("title", "channel", "url", "licence", "rights_holder")
 
@@ -58,9 +59,11 @@ def _adopt(settings: Cut, table: Path, shard: Shard) -> list[dict[str, Any]]:
     lines = [line for line in adopt.read(table) if shard.owns(line["path"])]
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
+    gone = withdrawn.film_ids()
     with Bar(f"cut {shard.name}", len(lines), "clips") as bar:
         for line in lines:
-            rows += adopt.rows(line, settings, STILLS, seen)
+            if adopt.film_id(Path(line["path"])) not in gone:
+                rows += adopt.rows(line, settings, STILLS, seen)
             bar.advance()
     return rows
 
@@ -204,10 +207,12 @@ def _tidy(shard: Shard, clip_ids: set[str]) -> None:
     """Remove clips that are no longer chosen, and what an interruption left: the folder is the dataset."""
     for folder in (CLIPS, STILLS):
         for path in folder.iterdir() if folder.is_dir() else ():
-            clip_id = path.name.lstrip(".") if path.is_dir() else path.stem
-            if not shard.owns(clip_id[:16]) or (clip_id in clip_ids and not path.is_dir()):
+            unfinished = path.name.startswith(".")
+            clip_id = path.name.lstrip(".") if unfinished else path.stem
+            film_id = clip_id[:16]
+            if set(film_id) - _HEX or not shard.owns(film_id) or (clip_id in clip_ids and not unfinished):
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.name.startswith(".") or path.suffix in (".mp4", ".jpg"):
+            elif unfinished or path.suffix in (".mp4", ".jpg"):
                 path.unlink(missing_ok=True)

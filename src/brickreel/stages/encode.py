@@ -28,6 +28,7 @@ CAPTIONS = Path("results/caption/captions.parquet")
 FOLDER = Path("results/encode")
 CLIPS_PER_TEXT_BATCH = 16
 _ENCODERS = ("autoencoder", "text_encoder")
+_MAY_CHANGE = ("film_id", "split")  # of a clip whose pictures stay
 
 
 @dataclass
@@ -144,7 +145,8 @@ def encode_jobs(config: Config, jobs: list[Job], prefix: Path) -> list[dict[str,
     for job in jobs:
         about = {"sha256": job.clip["sha256"], "text": job.text}
         if job.wanted and all(name in finished and finished[name]["about"] == about for name in job.wanted):
-            rows += [finished[name]["row"] | {"data_keys": job.wanted[name]["data_keys"]} for name in job.wanted]
+            now = {name: job.clip[name] for name in _MAY_CHANGE}
+            rows += [finished[n]["row"] | now | {"data_keys": row["data_keys"]} for n, row in job.wanted.items()]
         elif job.wanted:
             open_jobs.append(job)
     if not open_jobs:

@@ -8,6 +8,7 @@ the rank correlation of the held-out loss with them -, beside it `videos.json` w
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def _clips() -> list[dict[str, Any]]:
     if CAPTIONS.exists():
         captions = tables.read("captions", CAPTIONS, ["clip_id", "kind", "text", "outcome"]).to_pylist()
         texts = {row["clip_id"]: row["text"] for row in captions if row["kind"] == "clip" and row["outcome"] == "ok"}
-    rows = sorted(tables.read("cut_index", CLIPS).to_pylist(), key=lambda row: row["clip_id"])
+    # An id begins with its film's: in the order of its hash the first ones are a fair choice of all films.
+    rows = sorted(tables.read("cut_index", CLIPS).to_pylist(), key=lambda row: sha256(row["clip_id"].encode()).digest())
     return [
         row | {"text": row["text"] or texts.get(row["clip_id"])}
         for row in rows
@@ -89,7 +91,6 @@ def _stride(data: RunData) -> int:
 def _library(clips: Sequence[Mapping[str, Any]], config: Config, data: RunData, gaps: list[str]) -> Library:
     most = config.evaluate.max_training_clips
     library, troubles = Library(), list[str]()
-    # Clips are sorted by an id that is a hash: the first ones are a fair choice.
     for row, thumbnails in poses.thumbnails_of(clips[:most], _stride(data), config.sample.resolution, troubles):
         library.rows.append(row)
         library.thumbnails.append(thumbnails)
@@ -109,6 +110,8 @@ def _heldout(
         clips, settings.frames, settings.resolution, _stride(data), config.evaluate.max_clips
     )
     _note(gaps, "held-out clips cannot be read", troubles)
+    if len(clips) > (most := config.evaluate.max_clips):
+        gaps.append(f"samples are compared with {most} of {len(clips)} held-out clips (evaluate.max_clips)")
     return scorer.measure(shown) if shown else []
 
 

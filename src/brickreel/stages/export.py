@@ -89,8 +89,10 @@ def write_dataset(target: Path, rows: Sequence[dict[str, Any]], run: str, card: 
             for row in rows:
                 if row["split"] == split:
                     source = Path(row["path"])
-                    _link(source, target / split / source.name)
-                    table.writerow([source.name, texts.get(row["clip_id"], ""), *(row[name] for name in COLUMNS)])
+                    # Adopted clips of two folders may have one name.
+                    name = row["clip_id"] + source.suffix
+                    _link(source, target / split / name)
+                    table.writerow([name, texts.get(row["clip_id"], ""), *(row[name] for name in COLUMNS)])
     files.write_text(target / "README.md", cards.dataset_front(run, splits) + card)
 
 
@@ -106,6 +108,8 @@ def captions_of(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
+    except FileExistsError:
+        raise  # a copy would be written into what the link leads to
     except OSError:
         shutil.copyfile(source, target)
 

@@ -30,7 +30,8 @@ def trace(film: str) -> dict[str, Any]:
     clips = {row["clip_id"] for row in _rows("clips", CURATE, film_id, ["clip_id"])}
     cut = _rows("cut_index", CUT, film_id, ["clip_id", "kind", "path", "split", "outcome"])
     clips |= {row["clip_id"] for row in cut}
-    latents = _rows("encode_index", ENCODE, film_id, ["sample_id", "file", "split", "outcome"])
+    latents = _rows("encode_index", ENCODE, film_id, ["sample_id", "clip_id", "file", "split", "outcome"])
+    clips |= {row["clip_id"] for row in latents} | set(withdrawn.films().get(film_id, {}).get("clips") or ())
     return {
         "film": facts,
         "withdrawn": film_id in withdrawn.film_ids(),
@@ -103,7 +104,7 @@ def withdraw(film: str) -> dict[str, Any]:
     """
     traced = trace(film)
     film_id = traced["film"]["film_id"]
-    withdrawn.add(film_id, traced["film"]["title"])
+    withdrawn.add(film_id, traced["film"]["title"], traced["clips"])
     for part in tables.files_of(CUT):
         rows = tables.read("cut_index", part)
         kept = rows.filter(pc.not_equal(rows["film_id"], film_id))

@@ -8,7 +8,7 @@ from typing import Any
 
 from brickreel.cluster import slurm
 
-FIELDS = ("JobID", "State", "ElapsedRaw", "TotalCPU", "AllocCPUS", "NNodes", "ReqMem", "MaxRSS", "AllocTRES")
+FIELDS = ("JobIDRaw", "State", "ElapsedRaw", "TotalCPU", "AllocCPUS", "NNodes", "ReqMem", "MaxRSS", "AllocTRES")
 KIB = {"": 1 / 1024, "K": 1, "M": 1024, "G": 1024**2, "T": 1024**3}
 MOST_IDS = 200
 """Job ids per question: a command line is not endless."""
@@ -58,7 +58,8 @@ def parse(text: str) -> dict[str, Job]:
         row = dict(zip(FIELDS, line.split("|"), strict=False))
         if len(row) < len(FIELDS):
             continue
-        job_id, _, step = row["JobID"].partition(".")
+        # Raw: what a job of an array is told itself, and not the array's number with its place.
+        job_id, _, step = row["JobIDRaw"].partition(".")
         if step:
             peak = gib(row["MaxRSS"])
             if peak is not None and job_id in jobs:

@@ -134,19 +134,10 @@ def _captions(project: ProjectFiles) -> dict[str, Any]:
         "tokens_out": _sum(row["tokens_out"] for row in project.ledger or rows),
         "requests": len(project.ledger),
         "usd": usd,
-        "usd_forecast": _forecast(project.caption_estimates),
+        "usd_forecast": project.caption_forecast_usd,
         "latency_mean_s": _mean(row["latency_s"] for row in project.ledger),
         "examples": [{"clip_id": row["clip_id"], "text": row["text"]} for row in _spread(ok, 3)],
     }
-
-
-def _forecast(estimates: Rows) -> float | None:
-    """What the requests of all shards were expected to cost: of each shard the first estimate, before any was sent."""
-    first: dict[str, float] = {}
-    for row in estimates:
-        if isinstance(row.get("usd"), int | float):
-            first.setdefault(str(row.get("shard")), row["usd"])
-    return sum(first.values()) if first else None
 
 
 def _spread(rows: Rows, count: int) -> Rows:

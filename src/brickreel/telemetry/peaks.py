@@ -1,5 +1,7 @@
 """Peak dense BF16 throughput of GPUs, from their data sheets: the denominator of MFU."""
 
+import re
+
 # First match wins. TFLOP/s, dense (without sparsity).
 BF16_TFLOPS = (
     ("H100 PCIe", 756.0, "NVIDIA H100 PCIe data sheet: 1,513 with sparsity"),
@@ -19,7 +21,9 @@ BF16_TFLOPS = (
 
 def bf16_tflops(gpu_name: str | None) -> float | None:
     """Peak of the GPU that NVML calls by this name; None when it is not in the table."""
-    for part, peak, _ in BF16_TFLOPS:
-        if gpu_name and part in gpu_name:
-            return peak
-    return None
+    return next((peak for part, peak, _ in BF16_TFLOPS if named(part, gpu_name)), None)
+
+
+def named(part: str, gpu_name: str | None) -> bool:
+    """Whether these are whole words of a GPU's name: an L40 is no L4, and an RTX A4000 no A40."""
+    return bool(gpu_name) and re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])", str(gpu_name)) is not None

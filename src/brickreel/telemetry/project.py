@@ -56,7 +56,8 @@ class ProjectFiles:
     cut: list[dict[str, Any]]
     captions: list[dict[str, Any]]
     ledger: list[dict[str, Any]]
-    caption_estimates: list[dict[str, Any]]
+    caption_forecast_usd: float | None
+    """What all requests were expected to cost, before any was sent."""
     encoded: list[dict[str, Any]]
     runs: list[RunFiles]
     site: dict[str, str]
@@ -134,10 +135,12 @@ def read(name: str, run_names: list[str]) -> ProjectFiles:
         "caption requests", "ledger", sorted((LOGS / "caption").glob("**/*ledger*.jsonl")), wanted=False
     )
     encoded = reader.table("encoded samples", "encode_index", RESULTS / "encode/index.parquet")
-    estimates = files.read_json_lines(LOGS / "caption/estimates.jsonl")
+    told = RESULTS / "caption/forecast.json"
+    usd = (reader.json("forecast of captions", told) or {}).get("usd") if told.exists() else None
+    forecast = float(usd) if isinstance(usd, int | float) else None
     runs = [_read_run(reader, run) for run in run_names]
     site = site_settings(site_env.SITE_ENV, os.environ)
-    return ProjectFiles(name, films, clips, cut, captions, ledger, estimates, encoded, runs, site, reader.gaps)
+    return ProjectFiles(name, films, clips, cut, captions, ledger, forecast, encoded, runs, site, reader.gaps)
 
 
 def one_run(run: str) -> ProjectFiles:
@@ -145,7 +148,7 @@ def one_run(run: str) -> ProjectFiles:
     reader = Reader()
     found = _read_run(reader, run)
     site = site_settings(site_env.SITE_ENV, os.environ)
-    return ProjectFiles(run, [], [], [], [], [], [], [], [found], site, reader.gaps)
+    return ProjectFiles(run, [], [], [], [], [], None, [], [found], site, reader.gaps)
 
 
 def known_runs(configured: list[str]) -> list[str]:
