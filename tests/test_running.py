@@ -1,0 +1,27 @@
+"""A shard that is at work already is waited for."""
+
+import subprocess
+import sys
+
+import pytest
+
+from brickreel import running
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_shard_waits_for_the_process_that_is_at_it_and_another_shard_does_not(tmp_path):
+    held = running._alone("cut", running.Shard(1, 2))
+    script = "from brickreel import running; running.set_up_logging(); running._alone('cut', running.Shard({}, 2))"
+    other = subprocess.run([sys.executable, "-c", script.format(0)], capture_output=True, text=True, timeout=60)
+    assert other.returncode == 0
+    assert other.stderr == ""
+    same = subprocess.Popen([sys.executable, "-c", script.format(1)], stderr=subprocess.PIPE, text=True)
+    said = same.stderr.readline()
+    assert "cut: shard 01 is worked on by process" in said
+    assert same.poll() is None
+    held.close()
+    assert same.wait(30) == 0
