@@ -45,6 +45,10 @@ def test_a_submission_that_fails_is_a_warning(tmp_path, monkeypatch, caplog):
     jobs = SampleJobs("r", ["config.json"], Resources())
     jobs.look()
     assert caplog.text == ""  # without a manifest it is not a checkpoint
-    (folder / "manifest.json").write_text("{}")
+    damaged = folder.with_name("step-00000500.damaged")
+    damaged.mkdir()
+    for path in (folder, damaged):
+        (path / "manifest.json").write_text("{}")
     jobs.look()
     assert "no samples of step-00000250 during training" in caplog.text
+    assert jobs.asked == {folder.name}

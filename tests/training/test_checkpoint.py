@@ -77,8 +77,27 @@ def test_a_damaged_newest_one_is_passed_over_with_a_sentence(written):
     path, passed = store.newest_good()
     assert path.name == name_of(2)
     assert passed == [f"checkpoint {name_of(3)} is damaged and was passed over: {shard.name} is damaged"]
-    with pytest.raises(ValueError, match=r"step-00000003 cannot be loaded: .*is damaged"):
-        checkpoint.load_weights(written / name_of(3), "raw")
+    with pytest.raises(ValueError, match=r"step-00000003.damaged cannot be loaded: .*is damaged"):
+        checkpoint.load_weights(written / f"{name_of(3)}.damaged", "raw")
+    store.close()
+
+
+def test_a_damaged_one_is_set_aside_and_never_costs_a_good_one(written):
+    for harmed in (3, 3):
+        (written / name_of(harmed) / "state.json").write_text("{}")
+        store = Checkpoints(written, 0, 1, CPU)
+        assert store.newest_good()[0].name == name_of(2)
+        assert [step for step, _ in list_checkpoints(written)] == [1, 2]
+        store.save(3, tensors(4), {"step": 3}, wait=True)
+        store.prune(3, None, 0, {}, written=3)
+        store.close()
+    assert sorted(path.name for path in written.iterdir()) == [*map(name_of, (1, 2, 3)), f"{name_of(3)}.damaged"]
+
+
+def test_pruning_leaves_the_checkpoint_just_written_also_where_others_have_higher_numbers(written):
+    store = Checkpoints(written, 0, 1, CPU)
+    store.prune(1, None, 0, {}, written=2)
+    assert [step for step, _ in list_checkpoints(written)] == [2, 3]
     store.close()
 
 

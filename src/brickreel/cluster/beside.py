@@ -47,7 +47,7 @@ class SampleJobs:
 
     def look(self) -> None:
         """Submit what is due. Never raises for what Slurm says."""
-        for path in sorted(Path("results/train", self.run, "checkpoints").glob("step-*/manifest.json")):
+        for path in sorted(Path("results/train", self.run, "checkpoints").glob("step-*[0-9]/manifest.json")):
             step = path.parent.name
             if step in self.asked or Path("results/sample", self.run, step, "samples.parquet").exists():
                 continue

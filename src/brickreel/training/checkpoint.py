@@ -136,12 +136,18 @@ class Checkpoints:
         self._barrier()
 
     def newest_good(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint whose files are whole, and a sentence per damaged one that was passed over."""
+        """The newest checkpoint whose files are whole, and a sentence per damaged one that was passed over.
+
+        Those are renamed to `step-00000250.damaged`, so that nothing takes them for the newest.
+        """
         passed: list[str] = []
+        damaged: list[Path] = []
         for _, path in reversed(self._agreed_list()):
             wrong = problem(path, self.rank, self.world_size)
             if not self._any(bool(wrong)):
+                self._together(lambda: _set_aside(damaged))
                 return path, passed
+            damaged.append(path)
             passed.append(f"checkpoint {path.name} is damaged and was passed over{': ' + wrong if wrong else ''}")
             logger.warning("%s", passed[-1])
         return None, passed
@@ -187,10 +193,22 @@ class Checkpoints:
         self.pool.shutdown()
         self.stager.close()
 
-    def prune(self, keep_last: int, keep_every: int | None, keep_best: int, losses: Mapping[int, float]) -> None:
-        """Delete checkpoints that no rule keeps. On rank 0, in the writing thread."""
+    def prune(
+        self,
+        keep_last: int,
+        keep_every: int | None,
+        keep_best: int,
+        losses: Mapping[int, float],
+        written: int | None = None,
+    ) -> None:
+        """Delete checkpoints that no rule keeps, but not the one of the step just `written`.
+
+        On rank 0, in the writing thread.
+        """
         found = dict(list_checkpoints(self.folder))
         for step in to_delete(list(found), keep_last, keep_every, keep_best, losses):
+            if step == written:
+                continue
             # Renamed first: a half-deleted folder must not look like a checkpoint.
             hidden = found[step].with_name(f".{found[step].name}.deleted")
             os.replace(found[step], hidden)
@@ -256,6 +274,13 @@ def _quietly(function: Any, *arguments: Any, **keywords: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         function(*arguments, **keywords)
+
+
+def _set_aside(damaged: list[Path]) -> None:
+    for path in damaged:
+        aside = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
 
 
 def _sync(folder: Path) -> None:

@@ -292,7 +292,7 @@ class Trainer:
 
     def _written(self, step: int, path: Path) -> None:
         losses = gauge.mean_losses(self.folder / "gauge.jsonl")
-        self.checkpoints.prune(self.run.keep_last, self.run.keep_every, self.run.keep_best, losses)
+        self.checkpoints.prune(self.run.keep_last, self.run.keep_every, self.run.keep_best, losses, step)
 
     def _seconds(self) -> dict[str, float]:
         seconds = self.clock.read()
