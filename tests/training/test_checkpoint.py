@@ -1,6 +1,10 @@
+import errno
 import json
 import os
 import resource
+import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -12,6 +16,18 @@ from brickreel.training import checkpoint
 from brickreel.training.checkpoint import Checkpoints, list_checkpoints, name_of
 
 CPU = torch.device("cpu")
+READING = """
+import sys, torch, torch.distributed as dist
+from pathlib import Path
+from brickreel.training.checkpoint import Checkpoints
+rank, port, folder = sys.argv[1:]
+dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=int(rank), world_size=2)
+store = Checkpoints(Path(folder), int(rank), 2, torch.device("cpu"))
+try:
+    store.newest_good()
+except OSError as error:
+    print(error.errno)
+"""
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -118,13 +134,48 @@ def test_incomplete_ones_are_never_loaded(written, harm):
     store.close()
 
 
-def test_with_no_good_one_training_starts_anew(written):
+def test_with_no_checkpoint_training_starts_and_with_none_that_is_good_it_does_not(written, tmp_path):
+    store = Checkpoints(tmp_path / "empty", 0, 1, CPU)
+    assert store.newest_good() == (None, [])
+    store.close()
     for _, path in list_checkpoints(written):
         (path / "state.json").write_text("{}")
     store = Checkpoints(written, 0, 1, CPU)
-    path, passed = store.newest_good()
-    assert (path, len(passed)) == (None, 3)
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"no checkpoint in .* is whole: checkpoint step-00000003 is damaged .* anew"
+        ):
+            store.newest_good()
     store.close()
+
+
+def test_trouble_of_the_file_system_is_not_taken_for_damage(written):
+    shard = next((written / name_of(3)).glob("*.safetensors"))
+    shard.unlink()
+    shard.mkdir()  # there, and cannot be read
+    store = Checkpoints(written, 0, 1, CPU)
+    with pytest.raises(OSError, match="Is a directory") as caught:
+        store.newest_good()
+    assert caught.value.errno == errno.EISDIR
+    assert [step for step, _ in list_checkpoints(written)] == [1, 2, 3]
+    store.close()
+
+
+def test_a_rank_that_cannot_read_a_checkpoint_tells_the_others(written):
+    """Rank 0 reads the first file, which is there; rank 1 the second one, which is not to be read."""
+    second = sorted(json.loads((written / name_of(3) / "manifest.json").read_text())["files"])[1]
+    (written / name_of(3) / second).unlink()
+    (written / name_of(3) / second).mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", READING, str(rank), port, str(written)], stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    assert [process.communicate(timeout=100)[0] for process in processes] == [f"{errno.EISDIR}\n"] * 2
 
 
 def test_raw_and_ema_are_told_apart_and_other_words_are_refused(written):

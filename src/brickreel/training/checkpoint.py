@@ -5,6 +5,7 @@ ranks can read), `state.json`, and `manifest.json` with every file's SHA-256. Al
 that gets its name last, by one rename.
 """
 
+import functools
 import logging
 import os
 import shutil
@@ -49,13 +50,16 @@ def name_of(step: int) -> str:
 
 
 def problem(path: Path, part: int = 0, parts: int = 1) -> str:
-    """What is wrong with a checkpoint; empty when every file has its checksum. `part` of `parts` shares the reading."""
+    """What is damaged in a checkpoint; empty when every file has its checksum. `part` of `parts` shares the reading.
+
+    Raises OSError when a file is there and cannot be read: that says nothing about its content.
+    """
     try:
         manifest = files.read_json(path / MANIFEST)
         for place, (name, checksum) in enumerate(sorted(manifest["files"].items())):
             if place % parts == part and files.sha256(path / name) != checksum:
                 return f"{name} is damaged"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         return str(error)
     return ""
 
@@ -138,18 +142,24 @@ class Checkpoints:
     def newest_good(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint whose files are whole, and a sentence per damaged one that was passed over.
 
-        Those are renamed to `step-00000250.damaged`, so that nothing takes them for the newest.
+        Those are renamed to `step-00000250.damaged`, so that nothing takes them for the newest. Raises ValueError when
+        there are checkpoints and none is good, OSError on all ranks when one of them cannot read.
         """
         passed: list[str] = []
         damaged: list[Path] = []
-        for _, path in reversed(self._agreed_list()):
-            wrong = problem(path, self.rank, self.world_size)
-            if not self._any(bool(wrong)):
-                self._together(lambda: _set_aside(damaged))
+        for _, path in reversed(self._from_first(lambda: list_checkpoints(self.folder))):
+            wrong = self._from_all(functools.partial(problem, path, self.rank, self.world_size))
+            if not any(wrong):
+                self._from_first(lambda: _set_aside(damaged))
                 return path, passed
             damaged.append(path)
-            passed.append(f"checkpoint {path.name} is damaged and was passed over{': ' + wrong if wrong else ''}")
+            passed.append(f"checkpoint {path.name} is damaged and was passed over: {next(filter(None, wrong))}")
             logger.warning("%s", passed[-1])
+        if passed:
+            raise ValueError(
+                f"no checkpoint in {self.folder} is whole: {'; '.join(passed)}. Restore one, or move the folder away to"
+                " start anew"
+            )
         return None, passed
 
     def load(self, path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -219,22 +229,35 @@ class Checkpoints:
         try:
             writer = HuggingFaceStorageWriter(os.fspath(partial), save_distributed=True)
             _quietly(dcp.save, staged, storage_writer=writer, process_group=self.group, no_dist=self.world_size == 1)
-            self._together(lambda: self._finish(step, partial, state))
+            self._from_first(lambda: self._finish(step, partial, state))
         except BaseException:
             if self.rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 
-    def _together(self, action: Callable[[], None]) -> None:
-        """Rank 0 acts; when it fails, every rank learns of it, so that none waits for the others in vain."""
-        error = None
-        if self.rank == 0:
-            try:
-                action()
-            except Exception as caught:
-                error = caught
-        if self._any(error is not None):
-            raise OSError(str(error) if error else "rank 0 could not finish it") from error
+    def _from_first(self, action: Callable[[], Any]) -> Any:
+        """Rank 0 acts; every rank gets what came of it."""
+        return self._from_all(action if self.rank == 0 else lambda: None)[0]
+
+    def _from_all(self, action: Callable[[], Any]) -> list[Any]:
+        """Every rank acts and gets what came of it on each.
+
+        When one fails, all raise its error as an OSError, so that none waits for the others in vain.
+        """
+        value = cause = error = None
+        try:
+            value = action()
+        except OSError as caught:
+            error = caught
+        except Exception as caught:
+            cause, error = caught, OSError(str(caught))
+        found = [(value, error)] * self.world_size
+        if self.group is not None:
+            dist.all_gather_object(found, (value, error), group=self.group)
+        for _, error in found:
+            if error is not None:
+                raise error from cause
+        return [value for value, _ in found]
 
     def _finish(self, step: int, partial: Path, state: dict[str, Any]) -> None:
         files.write_json(partial / STATE, state)
@@ -250,19 +273,6 @@ class Checkpoints:
         _sync(self.folder)
         if self.on_written:
             self.on_written(step, final)
-
-    def _agreed_list(self) -> list[tuple[int, Path]]:
-        """Rank 0's view of the folder: a shared file system may show the ranks different ones."""
-        found = [list_checkpoints(self.folder)]
-        if self.group is not None:
-            dist.broadcast_object_list(found, src=0, group=self.group)
-        return found[0]
-
-    def _any(self, value: bool) -> bool:
-        flag = torch.tensor([float(value)])
-        if self.group is not None:
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
-        return bool(flag.item())
 
     def _barrier(self) -> None:
         if self.group is not None:
