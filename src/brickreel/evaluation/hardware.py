@@ -1,8 +1,7 @@
 """What GPUs hold and draw. Their peak FLOPs stand beside the telemetry that divides by them."""
 
+import re
 from typing import NamedTuple
-
-from brickreel.telemetry import peaks
 
 
 class Gpu(NamedTuple):
@@ -37,4 +36,5 @@ GPUS = (
 
 def gpu(name: str | None) -> Gpu | None:
     """The row of a GPU; None when it is not in the table."""
-    return next((row for row in GPUS if peaks.named(row.part, name)), None)
+    # Whole words: an L40 is no L4, and an RTX A4000 no A40.
+    return next((row for row in GPUS if name and re.search(rf"(?<!\w){re.escape(row.part)}(?!\w)", name)), None)

@@ -21,9 +21,6 @@ BF16_TFLOPS = (
 
 def bf16_tflops(gpu_name: str | None) -> float | None:
     """Peak of the GPU that NVML calls by this name; None when it is not in the table."""
-    return next((peak for part, peak, _ in BF16_TFLOPS if named(part, gpu_name)), None)
-
-
-def named(part: str, gpu_name: str | None) -> bool:
-    """Whether these are whole words of a GPU's name: an L40 is no L4, and an RTX A4000 no A40."""
-    return bool(gpu_name) and re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])", str(gpu_name)) is not None
+    # Whole words: an L40 is no L4, and an RTX A4000 no A40.
+    words = ((re.search(rf"(?<!\w){re.escape(part)}(?!\w)", gpu_name or ""), peak) for part, peak, _ in BF16_TFLOPS)
+    return next((peak for found, peak in words if found), None)
