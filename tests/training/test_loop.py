@@ -99,6 +99,31 @@ def test_another_dataset_is_refused_or_starts_a_fresh_order_with_the_weights(sin
     assert (read_state(path)["micro_batches"], read_state(path)["step"]) == (3, 4)
 
 
+def test_other_micro_batches_of_the_same_clips_are_another_order(single, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(single, folder)
+    plan = folder / "results/plan/small/plan.json"
+    content = files.read_json(plan)
+    content["buckets"]["buckets"][0]["batch"] += 1
+    files.write_json(plan, content)
+    with pytest.raises(ValueError, match=r"step-00000003 was made with another dataset, bucket plan or seed"):
+        project.train_here(folder)
+
+
+def test_a_checkpoint_that_names_its_order_without_buckets_goes_on_in_it(single, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(single, folder)
+    _, path = list_checkpoints(folder / "results/train/small/checkpoints")[-1]
+    state, manifest = read_state(path), files.read_json(path / "manifest.json")
+    fingerprint, _, seed = state["order"].split("/")
+    files.write_json(path / "state.json", state | {"order": f"{fingerprint}/{seed}"})
+    manifest["files"]["state.json"] = files.sha256(path / "state.json")
+    files.write_json(path / "manifest.json", manifest)
+    project.change(folder, max_steps=4)
+    project.train_here(folder)
+    assert files.read_json(folder / "results/train/small/final/final.json")["order"] == f"{fingerprint}/{seed}"
+
+
 def test_a_checkpoint_of_another_kind_of_backend_is_refused(single, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(single, folder)

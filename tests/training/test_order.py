@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,17 @@ def test_seed_and_dataset_change_the_order():
     assert first(1, "x") != first(2, "x")
     assert first(1, "x") != first(1, "y")
     assert first(1, "x") == first(1, "x")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batch": 5}, {"items": 22}, {"repeats": 2}, {"drop_last": True}, {"sources": ("x",)}, {"name": "z"}],
+)
+def test_another_bucket_is_another_order(change):
+    changed = plan(replace(MIXED.buckets[0], **change), *MIXED.buckets[1:])
+    assert Order(changed, 1).identity != Order(MIXED, 1).identity
+    assert Order(changed, 1).without_buckets == Order(MIXED, 1).without_buckets
+    assert Order(BucketPlan.from_json(MIXED.to_json()), 1).identity == Order(MIXED, 1).identity
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7, 16])

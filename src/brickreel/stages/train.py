@@ -27,8 +27,7 @@ def run(config: Config, run: str) -> None:
     folder = Path("results/train") / run
     settings = config.run(run)
     plan = read_plan(run)
-    identity = f"{plan.fingerprint}/{settings.seed}"
-    if is_finished(folder, config, settings, identity):
+    if is_finished(folder, config, settings, plan):
         logger.info("train: %s is finished already, its final weights are kept", run)
         return
     from brickreel.stages import preflight
@@ -54,15 +53,16 @@ def read_plan(run: str) -> Any:
     return BucketPlan.from_json(stored["buckets"])
 
 
-def is_finished(folder: Path, config: Config, run: Run, identity: str) -> bool:
+def is_finished(folder: Path, config: Config, run: Run, plan: Any) -> bool:
     """Whether the final weights are there, of the last step and of this order.
 
     Raises ValueError when they are, but were made by another recipe.
     """
     from brickreel.training import final, recipe
+    from brickreel.training.order import Order
 
-    about = final.read(folder)
-    if about is None or about["step"] < run.max_steps or about["order"] != identity:
+    about, order = final.read(folder), Order(plan, run.seed)
+    if about is None or about["step"] < run.max_steps or about["order"] not in (order.identity, order.without_buckets):
         return False
     recipe.check(f"{folder / 'final'} was", about.get("recipe", {}), recipe.of(config.base, run), steps_left=False)
     return True

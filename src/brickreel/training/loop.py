@@ -112,6 +112,8 @@ class Trainer:
         self.backend.loaded(state["updates"])
         known = {name: state[name] for name in ("step", "micro_batches", "samples", "skipped", "unreadable")}
         self.progress = Progress(**known)
+        if state["order"] == self.order.without_buckets:
+            self.order.identity = self.dataset.identity = state["order"]  # it goes on in the order that it began
         if state["order"] != self.order.identity:
             if self.settings.new_dataset == "refuse":
                 raise ValueError(

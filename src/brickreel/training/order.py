@@ -5,6 +5,8 @@ without holding a permutation; a step takes the next `n` of them, on however man
 store is how many have been shown.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -41,7 +43,9 @@ class Order:
         self.ends = np.cumsum([bucket.micro_batches for bucket in plan.buckets])
         self.slot_starts = np.cumsum([0] + [bucket.slots for bucket in plan.buckets])
         self.per_epoch = int(self.ends[-1])
-        self.identity = f"{plan.fingerprint}/{seed}"
+        self.identity = f"{plan.fingerprint}/{_digest(plan)}/{seed}"
+        self.without_buckets = f"{plan.fingerprint}/{seed}"
+        """How older checkpoints name their order."""
 
     def micro_batch(self, index: int) -> MicroBatch:
         """The micro-batch with this number, from 0, over all epochs."""
@@ -64,6 +68,12 @@ class Order:
     def samples(self, first: int, count: int) -> int:
         """Clips in `count` micro-batches from `first` on."""
         return sum(self._find(index)[3] for index in range(first, first + count))
+
+
+def _digest(plan: BucketPlan) -> str:
+    """Of what the sequence depends on beside the dataset: more clips per micro-batch make another one."""
+    told = [(row.name, row.items, row.batch, row.repeats, row.drop_last, row.sources) for row in plan.buckets]
+    return hashlib.blake2b(json.dumps(told).encode(), digest_size=8).hexdigest()
 
 
 def deal(first: int, count: int, rank: int, world_size: int) -> Sequence[Share]:
