@@ -83,7 +83,10 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise ValueError("device: cuda is set, but torch finds no GPU: use auto or cpu")
-    return torch.device("cuda", local_rank) if available and wanted != "cpu" else torch.device("cpu")
+    if not available or wanted == "cpu":
+        return torch.device("cpu")
+    # With --gpus-per-task each rank sees one GPU, numbered 0.
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
 def read_still(path: str) -> NDArray[np.uint8]:
