@@ -1,9 +1,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from brickreel import tables
+from brickreel import config, files, tables
+from brickreel.cluster.ranks import Ranks
 from brickreel.training import rehearsal
+from brickreel.training.buckets import BucketPlan
 from training import project
 
 INDEX = Path("results/encode/index.parquet")
@@ -14,6 +17,18 @@ def encoded(tmp_path, monkeypatch):
     """A folder with encoded clips, and we are in it."""
     project.make(tmp_path)
     monkeypatch.chdir(tmp_path)
+
+
+def test_a_lora_run_rehearses_with_its_additions_alone(tmp_path, monkeypatch):
+    project.make(tmp_path, lora={"rank": 2, "targets": ["qkv"]})
+    monkeypatch.chdir(tmp_path)
+    settings, cpu = config.load("config.json"), torch.device("cpu")
+    run = settings.run("small")
+    backend = rehearsal.build(settings.base, run, Ranks(), cpu)
+    assert backend.names
+    assert all(".lora_" in name for name in backend.names)
+    plan = BucketPlan.from_json(files.read_json("results/plan/small/plan.json")["buckets"])
+    assert len(rehearsal.rehearse(backend, run, plan, cpu).seconds) == 1
 
 
 def test_samples_are_read_in_random_order_at_a_rate(encoded):

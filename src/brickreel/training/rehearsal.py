@@ -19,7 +19,7 @@ from brickreel import tables
 from brickreel.cluster.ranks import Ranks
 from brickreel.config import Base, Run
 from brickreel.models import load
-from brickreel.training import backends, latents, objective
+from brickreel.training import backends, latents, lora, objective
 from brickreel.training.buckets import Bucket, BucketPlan
 from brickreel.training.dataset import Batch
 from brickreel.training.randomness import Showing
@@ -51,6 +51,8 @@ def build(base: Base, run: Run, ranks: Ranks, device: torch.device) -> Any:
     folder = load.locate("transformer", **base.transformer.model_dump())
     torch.manual_seed(run.seed)
     model = load.empty_transformer(folder)
+    if run.lora:
+        lora.inject(model, run.lora, run.seed)
     if run.grad_checkpoint:
         model.enable_gradient_checkpointing()
     name = backends.choose(run.backend, ranks.world_size, device)
