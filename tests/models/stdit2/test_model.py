@@ -124,6 +124,23 @@ def test_fresh_weights_are_distributed_as_the_originals():
         assert abs(float(tensor.std(correction=0)) - deviation) < 0.05 * deviation + slack, name
 
 
+def test_under_autocast_scalars_are_rounded_as_in_a_model_of_that_precision(model):
+    case = parity.case("forward_cases", "vid_even")
+    exact = STDiT2(**parity.SIZES, deviations=("exact-scalars",)).eval()
+    exact.load_state_dict(model.state_dict())
+
+    def apart(of, autocast: bool) -> bool:
+        """Whether timestep 501 is told from 500, which it is rounded to in bf16."""
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = [of(case["x"], torch.full((2,), t), case["y"], **parity.sizes(case)) for t in (500.0, 501.0)]
+        return not torch.equal(*found)
+
+    assert apart(model, autocast=False)
+    assert not apart(model, autocast=True)
+    assert apart(exact, autocast=True)
+    assert not apart(parity.model().to(torch.bfloat16), autocast=False)
+
+
 def test_deviations_change_what_they_name(model):
     case = parity.case("forward_cases", "vid_xmask")
     plain = forward(model, case)

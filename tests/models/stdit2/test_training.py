@@ -93,6 +93,15 @@ def test_the_padded_path_compiles_as_one_graph_and_trains_the_same(share, backen
     assert all(torch.allclose(p.grad, gradient[n], atol=1e-4) for n, p in model.named_parameters() if n in gradient)
 
 
+def test_under_autocast_it_is_one_graph_too():
+    case, model = parity.case("forward_cases", "vid_xmask"), parity.model()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    given = (case["x"], case["t"], case["y"], case["mask"], case["x_mask"])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(compiled(*given, **parity.sizes(case)), model(*given, **parity.sizes(case)), atol=1 / 16)
+
+
 def test_flash_is_refused_where_it_is_not_installed_and_auto_does_without(monkeypatch):
     monkeypatch.setattr(attention, "flash_kernel", lambda: None)
     monkeypatch.setattr("brickreel.models.stdit2.model.flash_kernel", lambda: None)

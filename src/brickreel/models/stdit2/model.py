@@ -210,7 +210,10 @@ class STDiT2(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two disagree
         rows, columns = x.shape[-2:]
         scalars = [timestep, num_frames, height, width, height / width if ar is None else ar, fps]
         if "exact-scalars" not in self.config.deviations:
-            scalars = [value.to(dtype) for value in scalars]
+            # Autocast leaves the weights in fp32: the scalars are told as to a model that is kept in its precision.
+            kind = x.device.type
+            told = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
+            scalars = [value.to(told) for value in scalars]
         timestep, num_frames, height, width, ar, fps = scalars
 
         text = self._text(y.to(dtype), mask, drop_text)
