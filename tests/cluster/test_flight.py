@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -38,6 +39,16 @@ def test_a_rank_inside_a_collective_tells_what_it_waits_in(tmp_path):
     try:
         assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
         time.sleep(1)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mouth:
+            for damaged in (b"\xff", b"a\0b"):
+                mouth.sendto(damaged, flight._address(processes[0].pid))
+        if os.getuid() == 0:
+            child = os.fork()  # the interpreter's folder may be closed to others
+            if not child:
+                os.setuid(65534)
+                flight.ask(processes[0].pid, str(tmp_path / "stranger"))
+                os._exit(0)
+            os.waitpid(child, 0)
         assert all(flight.ask(process.pid, str(tmp_path / "flight-x")) for process in processes)
         deadline = time.monotonic() + 30
         while len(records := flight.read(tmp_path, "flight-x")) < 2 and time.monotonic() < deadline:
@@ -46,6 +57,7 @@ def test_a_rank_inside_a_collective_tells_what_it_waits_in(tmp_path):
         for process in processes:
             process.kill()
             process.wait()
+    assert not list(tmp_path.glob("stranger*"))
     assert flight.suspects(records, 2) == "rank 1 did not come to the gloo:all_reduce in which rank 0 waits"
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from brickreel import files
 logger = logging.getLogger("brickreel")
 
 BUFFER = "TORCH_FR_BUFFER_SIZE"
+_CREDENTIALS = struct.Struct("3i")  # process, user, group
 ENTRIES = "2000"
 """Collectives that are remembered; nccl.env asks for more where there are GPUs."""
 
@@ -35,6 +37,7 @@ def listen(rank: int) -> None:
     os.environ.setdefault(BUFFER, ENTRIES)
     ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
+        ear.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         ear.bind(_address(os.getpid()))
     except OSError:
         ear.close()  # listening already
@@ -47,11 +50,23 @@ def _answer(ear: socket.socket, rank: int) -> None:
 
     c10d: Any = _distributed_c10d  # the recorder has no public name
     while True:
-        prefix = ear.recv(4096).decode()
+        request, about, _, _ = ear.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size))
+        # An abstract socket has no permissions: anybody on the node can write to it.
+        if _sender(about) != os.getuid():
+            continue
         try:
+            prefix = request.decode()
             files.write_text(Path(f"{prefix}-{rank}.json"), c10d._dump_fr_trace_json(True, False).decode())
-        except (OSError, AttributeError, RuntimeError) as error:
+        except (OSError, AttributeError, RuntimeError, ValueError) as error:
             logger.warning("no flight record of rank %d: %s", rank, error)
+
+
+def _sender(about: list[tuple[int, int, bytes]]) -> int | None:
+    """The user who sent a message, as the kernel says."""
+    for level, kind, data in about:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            return int(_CREDENTIALS.unpack(data[: _CREDENTIALS.size])[1])
+    return None
 
 
 def ask(pid: int, prefix: str) -> bool:
