@@ -16,18 +16,28 @@ from brickreel.training import checkpoint
 from brickreel.training.checkpoint import Checkpoints, list_checkpoints, name_of
 
 CPU = torch.device("cpu")
-READING = """
-import sys, torch, torch.distributed as dist
+RANK = """
+import os, sys, torch, torch.distributed as dist
 from pathlib import Path
 from brickreel.training.checkpoint import Checkpoints
-rank, port, folder = sys.argv[1:]
+rank, port, folder, action = sys.argv[1:]
 dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=int(rank), world_size=2)
 store = Checkpoints(Path(folder), int(rank), 2, torch.device("cpu"))
 try:
-    store.newest_good()
+    exec(action)
 except OSError as error:
-    print(error.errno)
+    print(type(error).__name__, error.errno)
 """
+
+
+def on_two_ranks(folder: Path, *actions: str) -> list[str]:
+    """What each rank prints of the error in its action."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    words = [[sys.executable, "-c", RANK, str(rank), port, str(folder), act] for rank, act in enumerate(actions)]
+    processes = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for line in words]
+    return [process.communicate(timeout=100)[0].strip() for process in processes]
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -67,6 +77,12 @@ def test_tensors_that_a_checkpoint_has_not_are_one_sentence(written):
     store = Checkpoints(written, 0, 1, CPU)
     with pytest.raises(ValueError, match=r"step-00000003 cannot be loaded: rank 0: .*model\.other"):
         store.load(written / name_of(3), {"model.other": torch.zeros(2)})
+    shard = next((written / name_of(3)).glob("*.safetensors"))
+    shard.unlink()
+    shard.mkdir()
+    with pytest.raises(OSError, match=r"step-00000003 cannot be loaded: rank 0: .*No such device") as caught:
+        store.load(written / name_of(3), zeros())
+    assert caught.value.errno == errno.ENODEV
     store.close()
 
 
@@ -166,16 +182,15 @@ def test_a_rank_that_cannot_read_a_checkpoint_tells_the_others(written):
     second = sorted(json.loads((written / name_of(3) / "manifest.json").read_text())["files"])[1]
     (written / name_of(3) / second).unlink()
     (written / name_of(3) / second).mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", READING, str(rank), port, str(written)], stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    assert [process.communicate(timeout=100)[0] for process in processes] == [f"{errno.EISDIR}\n"] * 2
+    assert on_two_ranks(written, *["store.newest_good()"] * 2) == [f"IsADirectoryError {errno.EISDIR}"] * 2
+
+
+def test_what_fails_on_one_rank_keeps_its_number_and_a_lost_rank_is_a_lost_connection(tmp_path):
+    save = "store.save(1, {'model.weight': torch.zeros(3)}, {}, wait=True)"
+    # A folder stands where rank 0, and it alone, is going to write the state.
+    blocked = f"(store.folder / '.step-00000001.partial/state.json').mkdir(parents=True, exist_ok=True); {save}"
+    assert on_two_ranks(tmp_path, blocked, blocked) == [f"OSError {errno.EISDIR}"] * 2
+    assert on_two_ranks(tmp_path, save, "os._exit(0)")[0] == "ConnectionError None"
 
 
 def test_raw_and_ema_are_told_apart_and_other_words_are_refused(written):
@@ -229,8 +244,9 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(written, small_files, ca
     assert store.failures == 1
     assert [step for step, _ in list_checkpoints(written)] == [1, 2, 3]
     assert not list(written.glob(".step-*"))
-    with pytest.raises(OSError, match="a checkpoint could not be written: "):
+    with pytest.raises(OSError, match="a checkpoint could not be written: rank 0: ") as caught:
         store.save(4, large, {"step": 4}, wait=True)
+    assert caught.value.errno == errno.EFBIG
     store.save(4, tensors(4), {"step": 4}, wait=True)
     assert [step for step, _ in list_checkpoints(written)] == [1, 2, 3, 4]
     assert store.failures == 0

@@ -8,6 +8,7 @@ that gets its name last, by one rename.
 import functools
 import logging
 import os
+import re
 import shutil
 import threading
 import time
@@ -103,7 +104,7 @@ def _read(path: Path, tensors: dict[str, Tensor], **options: Any) -> None:
     try:
         _quietly(dcp.load, tensors, storage_reader=HuggingFaceStorageReader(os.fspath(path)), **options)
     except CheckpointException as error:  # not an Exception: nothing else would catch it
-        raise ValueError(f"{path} cannot be loaded: {_cause(error)}") from error
+        raise _in_words(f"{path} cannot be loaded", error, ValueError) from error
 
 
 def to_delete(
@@ -182,7 +183,10 @@ class Checkpoints:
             self.wait(must_succeed=True)
 
     def wait(self, must_succeed: bool = False) -> None:
-        """Until the write under way is over. Raises OSError when it failed and must not have."""
+        """Until the write under way is over. Raises OSError when it failed and must not have.
+
+        That is a ConnectionError when another rank is gone; else it has the number of the error behind it.
+        """
         if self.pending is None:
             return
         error = self.pending.exception()
@@ -191,11 +195,13 @@ class Checkpoints:
             self.failures = 0
             return
         self.failures += 1
-        sentence = f"a checkpoint could not be written: {_cause(error)}"
+        # Torch collects what fails on a rank in an exception of its own; what comes out bare is of a collective.
+        kind = ConnectionError if isinstance(error, RuntimeError) else OSError
+        told = _in_words("a checkpoint could not be written", error, kind)
         # torch's own exception is not an Exception.
         if must_succeed or not isinstance(error, Exception | CheckpointException):
-            raise OSError(sentence) from error
-        logger.warning("%s; training goes on with the one before", sentence)
+            raise told from error
+        logger.warning("%s; training goes on with the one before", told)
 
     def close(self) -> None:
         """Finish what is under way."""
@@ -301,10 +307,18 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _cause(error: BaseException) -> str:
-    """The first reason inside an error that collects those of all ranks."""
-    failures = getattr(error, "failures", None)
-    if failures:
-        rank, (inner, _) = next(iter(failures.items()))
-        return f"rank {rank}: {inner}"
-    return str(error) or type(error).__name__
+def _in_words(what: str, error: BaseException, otherwise: type[Exception]) -> Exception:
+    """A sentence with the first reason inside an error that collects those of all ranks.
+
+    As an OSError it keeps the number, by which trouble of a file system that passes is told from what comes again.
+    """
+    failures = getattr(error, "failures", {}).items()
+    rank, inner = next(((f"rank {number}: ", first) for number, (first, _) in failures), ("", error))
+    sentence = f"{what}: {rank}{str(inner) or type(inner).__name__}"
+    # Safetensors, which is written in Rust, has the number in its text alone.
+    in_text = re.search(r"\(os error (\d+)\)", sentence)
+    if not isinstance(inner, OSError) and not in_text:
+        return otherwise(sentence)
+    told = OSError(sentence)
+    told.errno = int(in_text[1]) if in_text else getattr(inner, "errno", None)
+    return told
