@@ -60,7 +60,22 @@ distributed.stop()
 """
 
 
-def test_two_processes_with_slurm_variables_find_each_other():
+PATIENCE = """
+import time
+from brickreel.cluster import distributed
+ranks = distributed.start(timeout_s=60)
+done = []
+distributed.first_alone(lambda: done.append(1), ranks, patience_s=60)
+try:
+    distributed.first_alone(lambda: time.sleep(3), ranks, patience_s=1)
+    print(len(done), "waited", flush=True)
+except RuntimeError:
+    print(len(done), "lost patience", flush=True)
+"""
+
+
+def outputs_of_two_ranks(script: str) -> list[str]:
+    """What each of two processes of a Slurm step prints."""
     environment = os.environ | {
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_TASKS_PER_NODE": "2",
@@ -70,11 +85,21 @@ def test_two_processes_with_slurm_variables_find_each_other():
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", SUM],
+            [sys.executable, "-c", script],
             env=environment | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
             stdout=subprocess.PIPE,
             text=True,
         )
         for rank in range(2)
     ]
-    assert [process.communicate(timeout=120)[0].split() for process in processes] == [["slurm", "2", "3"]] * 2
+    return [process.communicate(timeout=120)[0].strip() for process in processes]
+
+
+def test_two_processes_with_slurm_variables_find_each_other():
+    assert outputs_of_two_ranks(SUM) == ["slurm 2 3"] * 2
+
+
+def test_the_first_rank_acts_alone_and_the_others_wait_as_long_as_they_are_told():
+    first, second = outputs_of_two_ranks(PATIENCE)
+    assert first.startswith("1 ")
+    assert second == "0 lost patience"

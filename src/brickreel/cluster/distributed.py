@@ -6,7 +6,7 @@
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from brickreel.cluster import flight, network
@@ -61,6 +61,23 @@ def barrier() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
+
+
+def first_alone(action: Callable[[], None], ranks: Ranks, patience_s: float) -> None:
+    """Rank 0 acts while the others wait for it, longer than `start` lets them wait in a collective.
+
+    They are told at once when it fails: its connections end with it.
+    """
+    group = None
+    if ranks.world_size > 1:
+        import torch.distributed as dist
+
+        # Made while all are here: a group cannot be joined late.
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=patience_s))
+    if ranks.rank == 0:
+        action()
+    if group is not None:
+        dist.barrier(group=group)
 
 
 def stop() -> None:

@@ -16,6 +16,8 @@ from brickreel.config import Config, Run, RunData
 logger = logging.getLogger("brickreel")
 
 INDEX = Path("results/encode/index.parquet")
+FINAL_WAIT_S = 6 * 3600.0
+"""How long ranks wait for the final weights: of a large model on a slow file system they take more than an hour."""
 
 
 def run(config: Config, run: str) -> None:
@@ -133,13 +135,14 @@ def finish(trainer: Any, config: Config) -> None:
     """Rank 0 writes the final weights from the last checkpoint; the others wait."""
     from brickreel.training import checkpoint, final
 
-    if trainer.ranks.rank == 0:
+    def write() -> None:
         step, path = checkpoint.list_checkpoints(trainer.folder / "checkpoints")[-1]
         if step < trainer.run.max_steps:
             raise ValueError(f"the newest checkpoint is of step {step}, not of the last one: start training again")
         final.write(trainer.folder, path, config.base, trainer.run)
         logger.info("train: %s is finished after %d steps", trainer.name, step)
-    distributed.barrier()
+
+    distributed.first_alone(write, trainer.ranks, FINAL_WAIT_S)
 
 
 def share_processor(ranks: Ranks, device: Any) -> None:

@@ -70,16 +70,16 @@ def read_state(path: Path) -> dict[str, Any]:
     return files.read_json(path / STATE)
 
 
-def load_weights(path: Path, which: str) -> dict[str, Tensor]:
+def load_weights(path: Path, which: str, check: bool = True) -> dict[str, Tensor]:
     """The trained weights of a checkpoint, `raw` or `ema`, whole, on the CPU, as the transformer names them.
 
     They load with `model.load_state_dict(weights, strict=False)`: what is not trained is not in a checkpoint. Of a
     LoRA run these are the additions; `training.lora.load_transformer` merges them. Raises ValueError for a damaged
-    checkpoint or another word than raw or ema.
+    checkpoint, unless `check` is off since the caller knows it to be whole, or another word than raw or ema.
     """
     if which not in ("raw", "ema"):
         raise ValueError(f"weights are 'raw' or 'ema', not '{which}'")
-    wrong = problem(path)
+    wrong = problem(path) if check else ""
     if wrong:
         raise ValueError(f"{path} cannot be loaded: {wrong}")
     prefix = "model." if which == "raw" else "ema."

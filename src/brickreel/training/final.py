@@ -28,7 +28,9 @@ def write(folder: Path, source: Path, base: Base, run: Run) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         for which in WHICH:
-            lora.load_transformer(source, which, base, run).save_pretrained(partial / which, max_shard_size="100GB")
+            # Both lie in the same files, which are hashed once: that takes minutes.
+            transformer = lora.load_transformer(source, which, base, run, check=which == WHICH[0])
+            transformer.save_pretrained(partial / which, max_shard_size="100GB")
         state = checkpoint.read_state(source)
         told = {name: state[name] for name in ("step", "samples", "order", "recipe") if name in state}
         about = told | {"checkpoint": source.name}

@@ -59,8 +59,8 @@ def whole(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], settings: L
     return state
 
 
-def load_transformer(path: Path, which: str, base: Base, run: Run) -> Any:
+def load_transformer(path: Path, which: str, base: Base, run: Run, check: bool = True) -> Any:
     """The transformer with a checkpoint's `raw` or `ema` weights, on the CPU; additions of a LoRA run are merged."""
     model = base_transformer(base)
-    model.load_state_dict(whole(model.state_dict(), checkpoint.load_weights(path, which), run.lora))
+    model.load_state_dict(whole(model.state_dict(), checkpoint.load_weights(path, which, check), run.lora))
     return model
