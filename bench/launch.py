@@ -32,7 +32,7 @@ from training import project
 FILMS, SHARDS, REPEATS = 100_000, 16, 3
 LIMITS_S = {"start": 5.0, "films": 5.0, "demo": 3.0, "recovery": 60.0}
 FIGURE = ("seconds", "limit_s", "kept")
-CHECKPOINT_EVERY = 50  # steps of about a tenth of a second: ten times what writing a checkpoint takes
+CHECKPOINT_EVERY = 50  # steps of about a tenth of a second
 IMPORT = re.compile(r"import time: +(\d+) \| +\d+ \| +(\S+)")
 
 

@@ -118,6 +118,11 @@ def shard_of(key: str, shards: int) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % shards
 
 
+def draw_of(key: str) -> float:
+    """A number from 0 up to 1 that a text decides: what is chosen by it stays chosen whatever else comes or goes."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
 def hold(path: str | os.PathLike[str]) -> int:
     """Lock a file until this process ends, however it ends; the handle may be closed to release it earlier.
 

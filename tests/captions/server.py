@@ -292,6 +292,8 @@ def completion(body, name, fault):
     }
     if fault == "strange-usage":
         value["usage"] |= {"completion_tokens": {"text": 20}}
+    if fault == "no-usage":
+        del value["usage"]
     if fault == "no-choices":
         value["choices"] = []
     elif fault == "wrong-shape":

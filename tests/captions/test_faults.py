@@ -64,6 +64,15 @@ def test_limits_of_the_endpoint_are_kept_without_failing_a_clip(tmp_path):
     assert sum(row["usd"] for row in ledger()) == pytest.approx(paid_usd(server))
 
 
+def test_an_endpoint_that_counts_no_tokens_is_asked_to_the_end_and_counts_at_the_highest_price(tmp_path):
+    project.make(tmp_path, clips=0, stills=40)
+    with project.serving(faults=1.0, kinds=("no-usage",)) as server:
+        found = project.run(url=server.url, concurrency=4)
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+    assert {row["billed"] for row in ledger()} == {"unknown"}
+    assert len(ledger()) == 40
+
+
 def test_answers_that_never_come_end_after_their_time_and_count_at_the_highest_price(tmp_path):
     project.make(tmp_path, clips=0, stills=2)
     with project.serving(script=["slow"]) as server:

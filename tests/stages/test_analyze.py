@@ -55,6 +55,19 @@ def test_a_film_that_takes_too_long_is_given_up(films_project):
     assert set(rows()["reason"]) == {"took longer than the limit of 0 s"}
 
 
+def test_a_film_that_was_given_up_is_tried_again_with_other_limits(films_project, monkeypatch):
+    def stopped(parts, output):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(analyze, "_join", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            project.run("analyze", settings=config.load({"analyze": {"transnet": "off", "limits": {"seconds": 0.05}}}))
+    assert len(list(analyze.FINISHED.iterdir())) == 2
+    project.run("analyze", settings=config.load({"analyze": {"transnet": "off"}}))
+    assert rows()["reason"].eq("").all()
+
+
 def test_finished_films_of_an_interrupted_shard_are_not_decoded_again(films_project, monkeypatch):
     before = rows()
     decoded = []

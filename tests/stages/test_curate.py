@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from brickreel import config, tables
@@ -42,6 +43,17 @@ def test_no_film_is_in_both_splits_and_the_rest_has_none(films_project):
     assert splits["train"]
     assert splits["heldout"]
     assert splits["train"].isdisjoint(splits["heldout"])
+
+
+def test_new_films_leave_the_others_on_their_side_of_the_split():
+    def heldout(count):
+        ids = [f"{number:016x}" for number in range(count)]
+        return {ids[film] for film in curate._heldout(ids, np.arange(count), config.Curate(heldout_share=0.2))}
+
+    few, many = heldout(100), heldout(1000)
+    assert few == {film for film in many if int(film, 16) < 100}
+    assert 150 < len(many) < 250
+    assert len(heldout(2)) == 1
 
 
 def test_provenance_travels_with_every_clip(films_project):

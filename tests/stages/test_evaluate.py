@@ -157,6 +157,18 @@ def test_what_is_missing_is_a_sentence_and_the_rest_is_computed(in_folder, scene
     assert found["gauge_correlation"] == []
 
 
+def test_with_more_clips_than_are_compared_they_are_of_all_films_and_the_report_says_so(in_folder, scene):
+    project.write_samples(in_folder, {(4, "a b", seed): scene(50 + seed, 8, 48) for seed in (0, 1)})
+    rows = project.write_clips(in_folder, scene, heldout=4)
+    films = [row | {"clip_id": f"{n % 2:016x}-{n:06d}", "kind": "clip"} for n, row in enumerate(rows * 20)]
+    tables.write("cut_index", "results/cut/index.parquet/00.parquet", films)
+    first = [row["clip_id"][:16] for row in evaluate._clips()][: len(films) // 4]
+    assert 0.2 < first.count(first[0]) / len(first) < 0.8
+    project.write_clips(in_folder, scene, heldout=4)
+    evaluate.run(settings(evaluate={"max_clips": 2}), "r")
+    assert "samples are compared with 2 of 4 held-out clips" in " ".join(project.scores(in_folder)["gaps"])
+
+
 def test_missing_features_for_the_distance_leave_the_rest(in_folder, scene):
     project.write_clips(in_folder, scene)
     project.write_samples(in_folder, {(4, "a b", seed): scene(50 + seed, 8, 48) for seed in (0, 1)})

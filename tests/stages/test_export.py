@@ -15,6 +15,7 @@ from click.testing import CliRunner
 import tiny
 from brickreel import config, files, tables
 from brickreel.__main__ import main
+from brickreel.evaluation import cards
 from brickreel.films import video
 from brickreel.stages import export
 from training import project
@@ -213,6 +214,15 @@ def test_clips_of_two_folders_with_one_name_are_both_exported_and_left_as_they_a
     for folder in ("a", "b"):
         assert (tmp_path / folder / "0001.mp4").read_bytes() == folder.encode()
         assert (tmp_path / "out/train" / f"clip-{folder}.mp4").read_bytes() == folder.encode()
+
+
+def test_the_model_card_has_each_metric_once_at_the_trained_length():
+    rows = [
+        {"name": "drift", "weights": "ema", "step": 4, "conditional": True, "length": length, "value": length / 10}
+        for length in (1, 2, 4)
+    ]
+    (shown,) = cards.scores_of({"metrics": [row | {"low": None} for row in rows]}, "ema")
+    assert float(shown["value"]) == 0.1
 
 
 def test_the_dataset_is_left_out_when_asked(with_clips, tmp_path):

@@ -1,7 +1,8 @@
 """What GPUs hold and draw. Their peak FLOPs stand beside the telemetry that divides by them."""
 
-import re
 from typing import NamedTuple
+
+from brickreel.cluster.gpu_names import names
 
 
 class Gpu(NamedTuple):
@@ -36,5 +37,4 @@ GPUS = (
 
 def gpu(name: str | None) -> Gpu | None:
     """The row of a GPU; None when it is not in the table."""
-    # Whole words: an L40 is no L4, and an RTX A4000 no A40.
-    return next((row for row in GPUS if name and re.search(rf"(?<!\w){re.escape(row.part)}(?!\w)", name)), None)
+    return next((row for row in GPUS if names(row.part, name)), None)

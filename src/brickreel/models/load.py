@@ -23,8 +23,8 @@ BUILTIN = "builtin:"
 OBJECTIVES = ("iddpm", "rectified-flow")
 # The file without which a folder is not that part, and what else is fetched from the hub.
 MARKS = {"transformer": "config.json", "autoencoder": "config.json", "text_encoder": "config.json"}
-_PEEK = 1 << 20  # bytes at either end of a file: training changes all weights
 PATTERNS = ("*.json", "*.safetensors", "*.model", "*.bin")
+_PEEK = 1 << 20  # bytes at either end of a file that tell it from another: training changes all weights
 
 
 def locate(part: str, path: str, revision: str | None = None, subfolder: str | None = None) -> Path:
@@ -59,7 +59,7 @@ def fingerprint(part: str, path: str, revision: str | None = None, subfolder: st
     """
     found = hashlib.sha256()
     for file in sorted(locate(part, path, revision, subfolder).iterdir()):
-        if file.suffix in (".json", ".safetensors", ".bin"):
+        if any(map(file.match, PATTERNS)):
             found.update(f"{file.name} {file.stat().st_size} ".encode())
             with file.open("rb") as stream:
                 found.update(stream.read(_PEEK))

@@ -1,6 +1,5 @@
 """Choose clips in pose time. Table work only: a changed threshold never decodes a film again."""
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from brickreel import tables
+from brickreel import files, tables
 from brickreel.config import Config, Curate
 from brickreel.films import audit, candidates, duplicates, filters, withdrawn
 from brickreel.progress import Bar
@@ -175,14 +174,9 @@ def _heldout(film_ids: Sequence[str], film_of_clip: np.ndarray, settings: Curate
     films = np.unique(film_of_clip)
     if len(films) < 2 or not settings.heldout_share:
         return np.zeros(0, np.int64)
-    draw = np.array([_draw(f"{settings.seed}:{film_ids[film]}") for film in films])
+    draw = np.array([files.draw_of(f"{settings.seed}:{film_ids[film]}") for film in films])
     number = int((draw < settings.heldout_share).sum())
     return films[np.argsort(draw, kind="stable")[: min(len(films) - 1, max(1, number))]]
-
-
-def _draw(key: str) -> float:
-    """A number from 0 to 1 that a text decides."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 def _table(clips: candidates.Clips, films: pa.Table) -> pa.Table:

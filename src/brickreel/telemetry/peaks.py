@@ -1,6 +1,6 @@
 """Peak dense BF16 throughput of GPUs, from their data sheets: the denominator of MFU."""
 
-import re
+from brickreel.cluster.gpu_names import names
 
 # First match wins. TFLOP/s, dense (without sparsity).
 BF16_TFLOPS = (
@@ -21,6 +21,4 @@ BF16_TFLOPS = (
 
 def bf16_tflops(gpu_name: str | None) -> float | None:
     """Peak of the GPU that NVML calls by this name; None when it is not in the table."""
-    # Whole words: an L40 is no L4, and an RTX A4000 no A40.
-    words = ((re.search(rf"(?<!\w){re.escape(part)}(?!\w)", gpu_name or ""), peak) for part, peak, _ in BF16_TFLOPS)
-    return next((peak for found, peak in words if found), None)
+    return next((peak for part, peak, _ in BF16_TFLOPS if names(part, gpu_name)), None)
