@@ -46,7 +46,7 @@ def run_stage(name: str, configs: tuple[str, ...] = (), **scope: Any) -> None:
 def _alone(stage: str, shard: Shard) -> TextIO:
     """Hold a shard for this process. Whoever is at it already is waited for: most often a job whose Snakemake was
     killed, and which leaves nothing to do."""
-    where = Path("results") / stage / f".shard-{shard.name}-of-{shard.count}.lock"
+    where = Path("logs") / stage / f"shard-{shard.name}-of-{shard.count}.lock"
     try:
         return lock.acquire(where, f"{stage}: shard {shard.name} is worked on")
     except ValueError as error:
