@@ -68,13 +68,13 @@ def damaged() -> dict[str, dict[str, float]]:
         ),
         "shuffle": lambda v: v[rng.permutation(len(v))],
     }
-    reference = np.concatenate(features.transnetv2([scene(seed) for seed in range(10)]))
+    reference = features.transnetv2([scene(seed) for seed in range(10)])
     found = {}
     for name, damage in kinds.items():
         videos = [damage(scene(seed)) for seed in range(100, 110)]
-        vectors = np.concatenate(features.transnetv2(videos))
+        vectors = features.transnetv2(videos)
         found[name] = {
-            "frechet_distance": distance.frechet(vectors, reference),
+            "frechet_distance": distance.frechet(np.concatenate(vectors), np.concatenate(reference)),
             "kernel_distance": distance.kernel(vectors, reference),
             "smoothness": float(np.mean([metrics.smoothness(v) for v in videos])),
             "noise": float(np.mean([metrics.noise(v) for v in videos])),

@@ -128,13 +128,6 @@ def test_a_process_that_died_and_was_not_collected_is_called_a_zombie():
         child.wait()
 
 
-def test_only_the_gpus_of_the_job_are_looked_at_where_nvml_shows_all():
-    devices = [f"gpu{number}" for number in range(8)]
-    assert gpus.allotted(devices, {"SLURM_STEP_GPUS": "2,11", "SLURM_JOB_GPUS": "0"}) == ["gpu2"]
-    assert gpus.allotted(devices[:2], {"SLURM_JOB_GPUS": "6,7"}) == ["gpu0", "gpu1"]  # cgroups hide the others
-    assert gpus.allotted(devices, {}) == devices
-
-
 def test_copies_are_judged_by_peers_and_by_the_slot():
     nodes = ["a", "a", "b", "b"]
     copies = [compute.Copies(2600, 55)] * 3 + [compute.Copies(2000, 30)]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from brickreel.telemetry import gpu
 from telemetry import nvml
 
 WAITING = [
@@ -16,6 +17,34 @@ WAITING = [
     "0 power 20 190",
     "0 sm 20 88",
 ]
+
+
+UUIDS = {f"gpu{number}": f"GPU-{number}{number}-of-eight" for number in range(8)}
+
+
+@pytest.mark.parametrize(
+    ("environ", "mine"),
+    [
+        ({}, range(8)),
+        ({"SLURM_STEP_GPUS": "2,11", "SLURM_JOB_GPUS": "0"}, [2]),
+        ({"SLURM_JOB_GPUS": "4,5", "CUDA_VISIBLE_DEVICES": "5"}, [4, 5]),  # the variable is one task's
+        ({"SLURM_JOB_GPUS": "8,9,10,11,12,13,14,15"}, range(8)),  # cgroups hide the others
+        ({"CUDA_VISIBLE_DEVICES": "1, 3"}, [1, 3]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-66"}, [6]),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-0123"}, range(8)),
+        ({"CUDA_VISIBLE_DEVICES": ""}, []),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, []),
+    ],
+)
+def test_only_the_gpus_of_the_job_are_looked_at_where_nvml_shows_all(environ, mine):
+    assert gpu.allotted(UUIDS, environ) == [f"gpu{number}" for number in mine]
+
+
+def test_gpus_of_others_are_not_sampled(driver, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    rows = nvml.sample(driver, [*WAITING[:7], "1 util 0 3"], [0], tmp_path)
+    assert list(rows[0]["values"]) == ["gpu1"]
+    assert {event[0] for event in rows[0]["events"]} == {"gpu1"}
 
 
 @pytest.fixture(scope="module")

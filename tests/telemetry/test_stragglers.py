@@ -56,6 +56,14 @@ def test_a_rank_that_is_slow_in_a_tenth_of_the_steps_by_bursts_is_found():
     assert item.slower_pct == pytest.approx(30, abs=2)
 
 
+def test_a_slow_rank_is_blamed_on_the_node_where_it_was_slow():
+    (before,), (after,) = simulated(1, slow=3, factor=1.2, steps=400, ranks=4), simulated(2, steps=400, ranks=4)
+    before.nodes, after.nodes = ("node01", "node01", "node02", "node02"), ("node01", "node01", "node03", "node03")
+    (item,) = stragglers.find([before, after])
+    assert (item.rank, item.node, item.local_index) == (3, "node02", 1)
+    assert (item.windows, item.of_windows) == (4, 4)
+
+
 def test_the_cost_is_what_all_ranks_would_have_saved():
     # Four equal ranks without jitter, one of them 50 % slower: 0.5 s per step for four ranks.
     attempts = simulated(0, steps=200, ranks=4)

@@ -2,7 +2,10 @@
 
 from types import SimpleNamespace
 
+import numpy as np
+
 from brickreel.telemetry import training
+from brickreel.telemetry.steps import Steps
 from telemetry.logs import attempt
 
 
@@ -24,3 +27,21 @@ def test_a_recording_after_the_beginning_belongs_to_the_attempt_before_it():
 
 def test_a_recording_of_an_attempt_that_never_began_is_nobodys():
     assert seen(attempt(0, 100.0, 120.0), (10.0, 60.0)) == [(100, 120)]
+
+
+def test_a_look_at_a_finished_run_does_not_make_its_last_attempt_longer():
+    assert seen(attempt(0, 100.0, 120.0), (99.0, 121.0), (500.0, 503.0)) == [(99, 121)]
+
+
+def test_a_restart_that_dies_before_its_attempt_began_does_not_bill_the_hours_since_the_one_before():
+    log = SimpleNamespace(attempts=attempt(0, 100.0, None), steps={})
+    assert training.attempt_of(log, (3700.0, 3720.0)) is None
+    assert training.attempt_of(log, (104.0, 180.0)) == 0
+
+
+def test_an_attempt_that_was_cut_off_lived_until_its_last_step():
+    steps = Steps(np.array([1, 2]), 1)
+    steps.by_rank = {"time_s": np.array([[150.0], [400.0]])}
+    run = SimpleNamespace(attempts=attempt(0, 100.0, None), steps={0: steps})
+    assert training.attempt_of(run, (399.0, 420.0)) == 0
+    assert training.attempt_of(run, (410.0, 420.0)) is None

@@ -47,6 +47,15 @@ def test_in_a_slurm_job_the_cgroup_counts_and_elsewhere_the_processes():
     assert usage.host(recording(host=rows, job_id="7"))["cpu_recorded_s"] == 30
 
 
+def test_what_shards_side_by_side_saw_of_a_gpu_counts_once():
+    gpu = device(columns.GPU, gpu_energy_j=400.0 * np.arange(11))
+    edges = np.linspace(1000, 1011, 6)
+    shards = [digest.digest(recording(attempt=number, gpu0=gpu, gpu1=gpu), edges) for number in range(8)]
+    stage = usage.stage("train", [*shards, digest.digest(recording(node="node1", gpu0=gpu), edges)])
+    assert stage["gpu_hours_seen"] == pytest.approx(3 * 10 / 3600)
+    assert stage["gpu_kwh"] == pytest.approx(3 * 4000 / 3.6e6)
+
+
 def test_missing_samples_lower_the_coverage():
     rows = device(columns.HOST)
     rows = {name: values[[0, 1, 2, 3, 10]] for name, values in rows.items()}

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -40,7 +40,6 @@ LARGE_MIB = 1024.0
 SHM_PER_RANK_GIB = 1 / 64
 """What the ranks' loader threads and NCCL's own shared segments take."""
 
-T = TypeVar("T")
 
 
 class Inspection:
@@ -65,7 +64,7 @@ class Inspection:
         self.fabric = fabric.read()
         self.gpus = Gpus() if self.leader else None
         self.gpus_before = self._gpus_now()
-        self.processes_before = self._mine(self.gpus.processes()) if self.gpus else {}
+        self.processes_before = self.gpus.processes() if self.gpus else {}
         self.sent_before = fabric.bytes_sent()
         self.timings: list[collective.Timing] = []
         self.same = same
@@ -116,10 +115,7 @@ class Inspection:
         return [*checks, storage.check_dataset(node, index)]
 
     def _gpus_now(self) -> dict[str, Row]:
-        return self._mine(self.gpus.sample()) if self.gpus else {}
-
-    def _mine(self, found: Mapping[str, T]) -> dict[str, T]:
-        return {device: found[device] for device in gpus.allotted(list(found))}
+        return self.gpus.sample() if self.gpus else {}
 
     def _interfaces(self) -> list[Check]:
         import psutil
@@ -187,7 +183,7 @@ class Inspection:
             )
         if self.gpus:
             found += gpus.check(node, self.gpus_before, self._gpus_now(), self.gpus.events())
-            found += gpus.check_nvlinks(node, self._mine(self.gpus.nvlinks()))
+            found += gpus.check_nvlinks(node, self.gpus.nvlinks())
             found += gpus.check_processes(node, self.processes_before, self.own)
         return found
 

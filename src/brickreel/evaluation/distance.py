@@ -1,5 +1,7 @@
 """Distances between two sets of feature vectors."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,18 +21,28 @@ def frechet(first: Features, second: Features) -> float:
     return float(max(0.0, offset @ offset + (a**2).sum() + (b**2).sum() - 2 * cross.sum()))
 
 
-def kernel(first: Features, second: Features) -> float:
+def kernel(first: Sequence[Features], second: Sequence[Features]) -> float:
     """Unbiased squared maximum mean discrepancy with a cubic kernel (KID: Binkowski et al. 2018, section 4).
 
-    Usable with few vectors, and below 0 when the sets are closer than chance. Same errors as `frechet`.
+    Takes the vectors [n, D] of each video. Those of one video are alike, so that only pairs of two videos tell how
+    alike the videos of a set are: with the others the distance would fall as videos become more. Usable with few
+    videos, and below 0 when the sets are closer than chance. Raises ValueError below two videos on a side.
     """
-    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if len(a) < 2 or len(b) < 2:
-        raise ValueError("at least two feature vectors are needed on each side")
-    width = a.shape[1]
-    aa, bb, ab = (_cubed(x @ y.T / width + 1) for x, y in ((a, a), (b, b), (a, b)))
-    within = sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (aa, bb))
-    return float(within - 2 * ab.mean())
+    if len(first) < 2 or len(second) < 2:
+        raise ValueError("at least two videos are needed on each side")
+    a, b = (np.concatenate(side).astype(np.float64) for side in (first, second))
+    between = _cubed(a @ b.T / a.shape[1] + 1).mean()
+    return float(_alike(a, first) + _alike(b, second) - 2 * between)
+
+
+def _alike(vectors: NDArray[np.float64], videos: Sequence[Features]) -> float:
+    """The kernel's mean over pairs of vectors of two videos."""
+    found = _cubed(vectors @ vectors.T / vectors.shape[1] + 1)
+    total, pairs, start = found.sum(), found.size, 0
+    for video in videos:
+        own = found[start : start + len(video), start : start + len(video)]
+        total, pairs, start = total - own.sum(), pairs - own.size, start + len(video)
+    return float(total / pairs)
 
 
 def _cubed(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -134,21 +134,32 @@ def of_sets(
         return not_measured(missing)
     if not any(halves):
         return not_measured("there is no held-out clip")
-    measure = distance.frechet if metric is measures.FRECHET else distance.kernel
     references = [_vectors(half) for half in halves if half]
 
     def statistic(chosen: Sequence[Sequence[Measured]]) -> float:
         found = _vectors([one for group in chosen for one in group])
-        if min(len(found), *(len(reference) for reference in references)) < 2:
-            return float("nan")
-        return float(np.mean([measure(found, reference) for reference in references]))
+        return float(np.mean([_distance(metric, found, reference) for reference in references]))
 
     return statistics.jackknife(grouped, statistic)
 
 
-def _vectors(videos: Sequence[Measured]) -> Features:
-    found = [one.vectors for one in videos if one.vectors is not None]
-    return np.concatenate(found) if found else np.empty((0, 1), np.float32)
+def _vectors(videos: Sequence[Measured]) -> list[Features]:
+    """Those of each video; those of the windows of one clip together."""
+    found: dict[Any, list[Features]] = {}
+    for number, one in enumerate(videos):
+        if one.vectors is not None:
+            found.setdefault(one.row.get("clip_id", number), []).append(one.vectors)
+    return [np.concatenate(vectors) for vectors in found.values()]
+
+
+def _distance(metric: Metric, found: Sequence[Features], reference: Sequence[Features]) -> float:
+    """NaN where a side is too small."""
+    try:
+        if metric is measures.KERNEL:
+            return distance.kernel(found, reference)
+        return distance.frechet(np.concatenate(found), np.concatenate(reference))
+    except ValueError:
+        return float("nan")
 
 
 def halves(videos: Sequence[Measured]) -> list[list[Measured]]:

@@ -44,6 +44,13 @@ class Attempt:
     outcome: str | None = None
     """None where no end was recorded: cut off, or still running."""
     reason: str | None = None
+    nodes: tuple[str, ...] = ()
+    """Node of each rank; empty where the attempt did not say."""
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Rank -> (node, index on that node)."""
+        return [(node, self.nodes[:rank].count(node)) for rank, node in enumerate(self.nodes)]
 
     @property
     def steps(self) -> NDArray[np.int64]:
@@ -105,6 +112,7 @@ def _attempt(
         steps,
         outcome=(end or {}).get("outcome"),
         reason=(end or {}).get("reason"),
+        nodes=tuple(start.get("nodes") or ()),
     )
 
 

@@ -7,7 +7,8 @@ A value that cannot be read is None; the reason is reported once, when it change
 
 import ctypes
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pynvml
@@ -63,11 +64,34 @@ class Event(NamedTuple):
     detail: str
 
 
+def allotted(uuids: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Those of a node's GPUs (`gpu0` -> UUID) that are this job's: NVML shows all that no cgroup hides.
+
+    By what Slurm gave to the job, since `CUDA_VISIBLE_DEVICES` may be one task's; without Slurm by that variable.
+    """
+    everything = list(uuids)
+    if listed := environ.get("SLURM_STEP_GPUS") or environ.get("SLURM_JOB_GPUS"):
+        words = listed.split(",")
+        mine = [device for device, uuid in uuids.items() if any(_names(word, device, uuid) for word in words)]
+        # Where cgroups hide the others, those that are left are numbered anew.
+        return mine if mine and len(words) < len(uuids) else everything
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or "MIG-" in visible:
+        return everything
+    words = [word.strip() for word in visible.split(",")]
+    return [device for device, uuid in uuids.items() if any(_names(word, device, uuid) for word in words)]
+
+
+def _names(word: str, device: str, uuid: str) -> bool:
+    return device == f"gpu{word}" or (word.startswith("GPU-") and uuid.startswith(word))
+
+
 class Gpus:
-    """All GPUs that NVML shows. Without a library, a driver or a GPU there are none, and `events` says why."""
+    """The job's GPUs. Without a library, a driver or a GPU there are none, and `events` says why."""
 
     def __init__(self) -> None:
         self.handles: dict[str, Any] = {}
+        self.uuids: dict[str, str] = {}
         self.names: dict[int, str] = {}
         self.gpm: dict[str, list[Any]] = {}
         self.sampled: set[str] = set()
@@ -81,22 +105,30 @@ class Gpus:
             self.news.append(Event("", "not_measured", f"gpu: {error}"))
             return
         for index in range(count):
-            self._open(index)
+            self._find(index)
+        mine = allotted(self.uuids)
+        self.handles = {device: handle for device, handle in self.handles.items() if device in mine}
+        self.news = [event for event in self.news if event.device in mine]
+        for device, handle in self.handles.items():
+            self._open(device, handle)
         self._subscribe()
 
-    def _open(self, index: int) -> None:
+    def _find(self, index: int) -> None:
         device = f"gpu{index}"
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         except pynvml.NVMLError as error:
             self.news.append(Event(device, "not_measured", f"gpu: {error}"))
+            self.uuids[device] = ""
             return
         self.handles[device] = handle
+        self.uuids[device] = self._read(device, "uuid", lambda: pynvml.nvmlDeviceGetUUID(handle)) or ""
+
+    def _open(self, device: str, handle: Any) -> None:
         # By address: a GPU that has fallen off the bus cannot be asked for its index when its event arrives.
         self.names[ctypes.cast(handle, ctypes.c_void_p).value or 0] = device
         name = self._read(device, "name", lambda: pynvml.nvmlDeviceGetName(handle))
-        uuid = self._read(device, "uuid", lambda: pynvml.nvmlDeviceGetUUID(handle))
-        self.news.append(Event(device, "device", f"{name or 'unknown'}|{uuid or ''}"))
+        self.news.append(Event(device, "device", f"{name or 'unknown'}|{self.uuids[device]}"))
         supported = self._read(device, "gpm", lambda: pynvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice)
         if supported:
             self.gpm[device] = [pynvml.nvmlGpmSampleAlloc(), pynvml.nvmlGpmSampleAlloc()]

@@ -41,10 +41,10 @@ class HeatMap:
 Maps = list[HeatMap]
 
 
-def maps(recorded: Sequence[Digest], attempts: Sequence[Attempt], places: Sequence[tuple[str, int]]) -> Maps:
+def maps(recorded: Sequence[Digest], attempts: Sequence[Attempt]) -> Maps:
     """All heat maps of a run for which something was measured."""
     result = [made for column, title in GPU_MAPS.items() if (made := _gpu_map(recorded, column, title))]
-    waits = _wait_map(attempts, places)
+    waits = _wait_map(attempts)
     return [*result, waits] if waits else result
 
 
@@ -61,7 +61,7 @@ def _by_number(key: tuple[str, str]) -> tuple[str, int]:
     return key[0], int(key[1][3:])
 
 
-def _wait_map(attempts: Sequence[Attempt], places: Sequence[tuple[str, int]]) -> HeatMap | None:
+def _wait_map(attempts: Sequence[Attempt]) -> HeatMap | None:
     """Share of each step that a rank spent in communication that nothing hid, itself waiting for the slowest."""
     with_steps = [attempt for attempt in attempts if len(attempt.steps) and attempt.log.ranks > 1]
     if not with_steps:
@@ -81,9 +81,14 @@ def _wait_map(attempts: Sequence[Attempt], places: Sequence[tuple[str, int]]) ->
         values[rank] = recordings.bucket_means(times[good], share[good], edges)
     if np.isnan(values).all():
         return None
-    rows = [f"rank {rank}" + (f" {places[rank][0]}" if rank < len(places) else "") for rank in range(ranks)]
+    rows = [" ".join([f"rank {rank}", *_nodes_of(rank, with_steps)]) for rank in range(ranks)]
     high = max(10.0, float(np.nanmax(values)))
     return HeatMap("Waiting in collectives, share of the step", "%", rows, values, start, end, 0, high)
+
+
+def _nodes_of(rank: int, attempts: Sequence[Attempt]) -> list[str]:
+    """The nodes on which a rank was, in order, each once."""
+    return list(dict.fromkeys(attempt.nodes[rank] for attempt in attempts if rank < len(attempt.nodes)))
 
 
 def envelopes(recorded: Sequence[Digest]) -> dict[str, Any]:

@@ -24,6 +24,10 @@ LEAST_WINDOWS = 2
 MAD_TO_SIGMA = 1.4826
 
 
+Place = tuple[int, str | None, int | None]
+"""Rank, its node, and its index there."""
+
+
 class Measure(NamedTuple):
     """One value of a rank's steps in a window that must stand out."""
 
@@ -39,13 +43,17 @@ MEASURES = (Measure(0.5, 0.02, 1.2533), Measure(0.95, 0.10, 2.113))
 
 @dataclass(frozen=True)
 class Straggler:
-    """A rank that was slower than its peers in at least two windows."""
+    """A rank that was slower than its peers in at least two windows. On other nodes it is another."""
 
     rank: int
+    node: str | None
+    local_index: int | None
+    """Which of the node's ranks it is."""
     slower_pct: float
     """Its excess over its peers, in its median step or in its slow ones: median over the windows that show it."""
     windows: int
     of_windows: int
+    """Windows in which this place took part."""
     cost_rank_s: float
     """Seconds, times ranks, that all ranks together would have saved had this rank been as fast as the next."""
 
@@ -98,10 +106,11 @@ def slow_ranks(local_s: Array) -> dict[int, float]:
 
 def find(attempts: Sequence[Attempt]) -> list[Straggler]:
     """All slow ranks, the costliest first."""
-    slow: dict[int, list[float]] = {}
-    cost: dict[int, float] = {}
-    count = 0
+    slow: dict[Place, list[float]] = {}
+    cost: dict[Place, float] = {}
+    count: dict[Place, int] = {}
     for attempt in attempts:
+        nodes = attempt.places
         local = attempt.durations["local_s"]
         if local.shape[1] < 2:
             continue
@@ -110,13 +119,16 @@ def find(attempts: Sequence[Attempt]) -> list[Straggler]:
             part = fair[window]
             if np.isnan(part).all(axis=0).any():
                 continue
-            count += 1
+            places = [(rank, *(nodes[rank] if rank < len(nodes) else (None, None))) for rank in range(part.shape[1])]
+            for place in places:
+                count[place] = count.get(place, 0) + 1
             for rank, relative in slow_ranks(part).items():
-                slow.setdefault(rank, []).append(100 * relative)
-                cost[rank] = cost.get(rank, 0.0) + _saved_s(part, rank) * local.shape[1]
+                place = places[rank]
+                slow.setdefault(place, []).append(100 * relative)
+                cost[place] = cost.get(place, 0.0) + _saved_s(part, rank) * local.shape[1]
     found = [
-        Straggler(rank, float(np.median(excesses)), len(excesses), count, cost[rank])
-        for rank, excesses in slow.items()
+        Straggler(*place, float(np.median(excesses)), len(excesses), count[place], cost[place])
+        for place, excesses in slow.items()
         if len(excesses) >= LEAST_WINDOWS
     ]
     return sorted(found, key=lambda straggler: -straggler.cost_rank_s)

@@ -38,7 +38,7 @@ def assemble(project: ProjectFiles, recorded: Sequence[Digest]) -> tuple[dict[st
         by_stage[recording.stage].append(recording)
     runs, maps = [], {}
     for run in project.runs:
-        own = [found for found in by_stage["train"] if found.part == run.name]
+        own = _own(run, [found for found in by_stage["train"] if found.part == run.name], project)
         summary, maps[run.name] = _run(run, own, project)
         runs.append(summary)
     stages = [usage.stage(stage.name, by_stage[stage.name]) for stage in STAGES if by_stage[stage.name]]
@@ -70,6 +70,20 @@ def _add_accounting(stages: list[dict[str, Any]], recorded: Sequence[Digest], pr
         stage["slurm"] = found.get(stage["stage"])
 
 
+def _own(run: RunFiles, recorded: Sequence[Digest], project: ProjectFiles) -> list[Digest]:
+    """The recordings of this training; what else bears the run's name is told as a gap."""
+    if not run.attempts:
+        return list(recorded)
+    own = [item for item in recorded if training.attempt_of(run, item.span_s) is not None]
+    if count := len(recorded) - len(own):
+        why = (
+            "they belong to no attempt (a start that failed, a look at a finished run, an earlier training of that "
+            "name) and count nowhere but in the stage's row"
+        )
+        project.gaps.append(Gap(f"{count} recordings of {run.name}", why))
+    return own
+
+
 def _run(run: RunFiles, own: Sequence[Digest], project: ProjectFiles) -> tuple[dict[str, Any], heat.Maps]:
     attempts = training.attempts_of(run, own)
     gpus = merged([gpu for item in own for gpu in item.gpus])
@@ -94,7 +108,7 @@ def _run(run: RunFiles, own: Sequence[Digest], project: ProjectFiles) -> tuple[d
         "buckets": (run.plan or {}).get("per_bucket") or [],
         "left_out": _left_out(run),
     }
-    return summary, heat.maps(own, attempts, training.places(run))
+    return summary, heat.maps(own, attempts)
 
 
 def merged(gpus: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

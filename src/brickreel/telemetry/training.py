@@ -15,6 +15,8 @@ from brickreel.telemetry.recordings import Array
 CURVE_POINTS = 240
 SLACK_S = 2.0
 """Between the clocks of two nodes, and for a recorder that starts late."""
+STARTING_S = 60.0
+"""An attempt without steps and without an end counts as alive for so long."""
 RECOMPUTE = 4 / 3
 """Forward and backward cost 1 and 2 forward passes; recomputing every block adds one more."""
 
@@ -27,16 +29,30 @@ def attempts_of(run: RunFiles, recorded: Recorded) -> list[Attempt]:
     An attempt writes its first row when its ranks have met and passed the quick check, and one that was cut off writes
     no last one: the recorder was there before and after.
     """
-    starts = sorted((row["time_s"], row["attempt"]) for row in run.attempts if row["event"] == "start")
     seen: dict[int, tuple[float, float]] = {}
     for item in recorded:
-        first, last = item.span_s
-        within = [number for begin, number in starts if first - SLACK_S <= begin <= last + SLACK_S]
-        before = [number for begin, number in starts if begin < first]
-        if number := (within or before)[-1:]:
-            low, high = seen.get(number[0], (first, last))
-            seen[number[0]] = (min(low, first), max(high, last))
+        if (number := attempt_of(run, item.span_s)) is not None:
+            low, high = seen.get(number, item.span_s)
+            seen[number] = (min(low, item.span_s[0]), max(high, item.span_s[1]))
     return goodput.attempts_of(run.attempts, run.steps, seen)
+
+
+def attempt_of(run: RunFiles, span_s: tuple[float, float]) -> int | None:
+    """The attempt that a recording saw: the one that began in it, or that was still alive when it began.
+
+    None for a start that never became an attempt, a look at a finished run, and an earlier training of that name.
+    """
+    first, last = span_s
+    starts = sorted((row["time_s"], row["attempt"]) for row in run.attempts if row["event"] == "start")
+    within = [number for begin, number in starts if first - SLACK_S <= begin <= last + SLACK_S]
+    before = [(begin, number) for begin, number in starts if begin < first]
+    if within or not before:
+        return within[-1] if within else None
+    begin, number = before[-1]
+    ends = [row["time_s"] for row in run.attempts if row["event"] == "end" and row["attempt"] == number]
+    times = run.steps[number].by_rank["time_s"] if number in run.steps else ()
+    alive_until = ends[-1] if ends else float(np.nanmax(times)) if len(times) else begin + STARTING_S
+    return number if first - SLACK_S <= alive_until else None
 
 
 def summarise(
@@ -69,8 +85,8 @@ def summarise(
         "data_wait_pct": goodput.data_wait_pct(attempts),
         "wait_for_slowest_pct": lost,
         "wait_for_slowest_by_chance_pct": chance,
-        "stragglers": [_straggler(item, attempts, run) for item in found],
-        "ranks": _ranks(run, attempts),
+        "stragglers": [_straggler(item) for item in found],
+        "ranks": _ranks(attempts),
         "gpu_mem_peak_gib": _gib(usage.largest(gpu["mem_peak_b"] for gpu in gpus)),
         "energy": _energy(gpus, hours if has_gpus else None, site, goodput.throughput(attempts)["clips_trained"]),
         "curve": _curve(attempts),
@@ -146,26 +162,11 @@ def setting(settings: Any, name: str) -> Any:
     return None
 
 
-def places(run: RunFiles) -> list[tuple[str, int]]:
-    """Rank -> (node, index on that node), from the last attempt that says."""
-    for row in reversed(run.attempts):
-        if row["nodes"]:
-            seen: dict[str, int] = defaultdict(int)
-            result = []
-            for node in row["nodes"]:
-                result.append((node, seen[node]))
-                seen[node] += 1
-            return result
-    return []
-
-
-def _straggler(item: stragglers.Straggler, attempts: Sequence[Attempt], run: RunFiles) -> dict[str, Any]:
-    where = places(run)
-    node, index = where[item.rank] if item.rank < len(where) else (None, None)
+def _straggler(item: stragglers.Straggler) -> dict[str, Any]:
     return {
         "rank": item.rank,
-        "node": node,
-        "local_index": index,
+        "node": item.node,
+        "local_index": item.local_index,
         "slower_pct": item.slower_pct,
         "windows": item.windows,
         "of_windows": item.of_windows,
@@ -173,17 +174,18 @@ def _straggler(item: stragglers.Straggler, attempts: Sequence[Attempt], run: Run
     }
 
 
-def _ranks(run: RunFiles, attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
-    """Per rank, over the attempts with the last world size: own work, waiting, loading; medians in milliseconds."""
-    if not attempts or not any(len(attempt.steps) for attempt in attempts):
+def _ranks(attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
+    """Per rank, over the attempts on the last one's nodes: own work, waiting, loading; medians in milliseconds."""
+    stepped = [attempt for attempt in attempts if len(attempt.steps)]
+    if not stepped:
         return []
-    size = max(attempt.log.ranks for attempt in attempts)
+    size, where = stepped[-1].log.ranks, stepped[-1].places
+    alike = [attempt for attempt in stepped if (attempt.log.ranks, attempt.places) == (size, where)]
     columns = {
-        name: np.concatenate([_padded(attempt.durations[name], size) for attempt in attempts])
+        name: np.concatenate([attempt.durations[name] for attempt in alike])
         for name in ("local_s", "comm_s", "data_s", "step_s")
     }
-    samples = np.concatenate([_padded(attempt.durations["samples"], size) for attempt in attempts])
-    where = places(run)
+    samples = np.concatenate([attempt.durations["samples"] for attempt in alike])
     medians = {name: _column_median(values) for name, values in columns.items()}
     middle = _median([value for value in medians["local_s"] if value is not None])
     rows = []
@@ -203,10 +205,6 @@ def _ranks(run: RunFiles, attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _padded(values: Array, ranks: int) -> Array:
-    return np.pad(values, ((0, 0), (0, ranks - values.shape[1])), constant_values=np.nan)
 
 
 def _column_median(values: Array) -> list[float | None]:

@@ -145,11 +145,27 @@ def stage(name: str, parts: Sequence["Digest"]) -> dict[str, Any]:
         "write_gib": _gib(total(host["write_b"] for host in hosts)),
         "run_delay_pct": _percent(total(host["run_delay_s"] for host in hosts), wall_s),
         "coverage_pct": _coverage(hosts),
-        # GPUs that the node showed, whether or not the stage used them; what Slurm allocated stands beside it.
-        "gpu_hours_seen": _hours(total(gpu["wall_s"] for part in parts for gpu in part.gpus)),
-        "gpu_kwh": _kwh(total(gpu["energy_j"] for part in parts for gpu in part.gpus)),
+        # GPUs that the stage could use, whether or not it did; what Slurm allocated stands beside it.
+        "gpu_hours_seen": _hours(total(seconds for seconds, _ in _gpus_once(parts))),
+        "gpu_kwh": _kwh(total(joules for _, joules in _gpus_once(parts))),
         "sm_active_pct": _by_time([(gpu["sm_active_pct"], gpu["wall_s"]) for part in parts for gpu in part.gpus]),
     }
+
+
+def _gpus_once(parts: Sequence["Digest"]) -> list[tuple[float, float | None]]:
+    """Seconds and joules of each GPU: what recordings side by side on a node all saw counts once."""
+    seen: dict[tuple[str, str], list[tuple[tuple[float, float], dict[str, Any]]]] = {}
+    for part in parts:
+        for gpu in part.gpus:
+            seen.setdefault((part.node, gpu["device"]), []).append((part.span_s, gpu))
+    result = []
+    for found in seen.values():
+        recorded_s = sum(gpu["wall_s"] for _, gpu in found)
+        length_s = min(recorded_s, covered_s([span for span, _ in found]))
+        joules = total(gpu["energy_j"] for _, gpu in found)
+        share = length_s / recorded_s if recorded_s else 0.0
+        result.append((length_s, None if joules is None else joules * share))
+    return result
 
 
 def _hours(value_s: float | None) -> float | None:

@@ -6,7 +6,6 @@ Limits follow NVIDIA's deployment guides: uncorrected ECC errors and failed row 
 pending remap asks for a reset.
 """
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 
 import psutil
@@ -46,14 +45,6 @@ def check(node: str, before: Mapping[str, Row], after: Mapping[str, Row], events
     wrong += [f"{event.device} reported XID {event.detail}" for event in xids]
     wrong += _foreign(before)
     return [Check("GPU health", node, "fail" if wrong else "pass", len(after), "GPUs", "", "; ".join(wrong))]
-
-
-def allotted(devices: Sequence[str], environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Those of the node's GPUs that Slurm gave to this job: where cgroups do not hide the others, NVML shows all."""
-    listed = environ.get("SLURM_STEP_GPUS") or environ.get("SLURM_JOB_GPUS") or ""
-    numbers = [word for word in listed.split(",") if word.isdecimal()]
-    mine = [device for device in devices if device.removeprefix("gpu") in numbers]
-    return mine if numbers and len(numbers) < len(devices) else list(devices)
 
 
 def check_nvlinks(node: str, links: Mapping[str, tuple[int, int]]) -> list[Check]:
