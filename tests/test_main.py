@@ -30,6 +30,7 @@ def test_an_unknown_command_is_refused(tmp_path):
         (["ingest", "--config", "none.yaml"], "there is no configuration file none.yaml"),
         (["ingest", "--config", "misspelt.yaml"], "unknown key `ingest.source`"),
         (["analyze", "--config", "good.yaml", "--shard", "2/2"], "--shard takes INDEX/COUNT"),
+        (["analyze", "--config", "good.yaml", "--shard", "16/project"], "not '16/16'"),
         (["plan", "--config", "good.yaml", "--run", "x"], "there is no run 'x'"),
         (["curate", "--config", "good.yaml"], "does not exist"),
     ],

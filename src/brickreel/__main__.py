@@ -82,7 +82,7 @@ def stage_command(stage: Stage) -> click.Command:
                 ["--shard"],
                 default="0/1",
                 show_default=True,
-                help="INDEX/COUNT of the work; all/COUNT deals it to the ranks.",
+                help="INDEX/COUNT of the work; all/COUNT deals it to the ranks. COUNT `project`: project.shards.",
             )
         )
     if stage.scope == "run":

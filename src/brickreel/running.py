@@ -30,6 +30,9 @@ def run_stage(name: str, configs: tuple[str, ...] = (), **scope: Any) -> None:
     me = ranks.discover()
     scopes = [scope]
     if "shard" in scope:
+        # The array of a job may be a part of all shards: only the settings know how many there are.
+        which, slash, count = scope["shard"].partition("/")
+        scope["shard"] = which + slash + (str(settings.project.shards) if count == "project" else count)
         scopes = [{"shard": shard} for shard in Shard.dealt(scope["shard"], me.rank, me.world_size)]
     if "run" in scope:
         settings.run(scope["run"])  # a misspelt name fails here, before anything is imported

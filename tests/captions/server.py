@@ -231,6 +231,9 @@ class Server:
                 row["response"] = {"status_code": int(fault[:3]), "body": error("The server had an error", None)}
                 failed.append(row)
                 continue
+            if fault == "words":
+                failed.append(row | {"error": "The server had an error", "response": "none"})
+                continue
             name = identity(line["body"])
             value = completion(line["body"], name, fault)
             self._pay(name, charged(value), good=fault is None)

@@ -53,6 +53,15 @@ def test_requests_that_failed_or_were_unusable_are_asked_for_in_another_batch(tm
     assert sum(row["outcome"] == "failed" for row in rows) == 4
 
 
+def test_error_that_is_a_sentence_alone_costs_no_answer_of_its_batch(tmp_path):
+    project.make(tmp_path, clips=0, stills=3)
+    with project.serving(script=["words"]) as server:
+        found = project.run(url=server.url, batch=True)
+        assert len(server.batches) == 2
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+    assert [row["billed"] for row in ledger()].count("none") == 1
+
+
 def test_request_that_the_endpoint_calls_bad_fails_alone(tmp_path):
     project.make(tmp_path, clips=0, stills=3)
     with project.serving(script=["400"]) as server:

@@ -233,3 +233,46 @@ def test_room_for_checkpoints_is_what_the_plan_says_less_what_is_there(tmp_path)
     assert storage.check_space("n", folder, 1 / 1024).value is not None
     assert storage.check_space("n", folder, 1 / 1024).threshold == "warn below 0, fail below 0"
     assert storage.check_space("n", folder, None).result == "not measured"
+
+
+def efa(root):
+    """The node's adapters as AWS shows its own: active, with a link layer that the kernel has no name for."""
+    for path in root.glob("sys/class/infiniband/*/ports/*/link_layer"):
+        path.write_text("Unknown\n")
+    return fabric.read(root)
+
+
+def test_a_fabric_that_is_neither_infiniband_nor_roce_is_not_measured(root):
+    found = efa(root)
+    adapters = links.check("n", found)[0]
+    assert (adapters.name, adapters.result) == ("network adapters", "not measured")
+    assert "mlx5_0:1 (Unknown)" in adapters.reason
+    check = traffic.check("n", sent(), sent(bond0=10**6), 15e9, found, "bond0", cuda=True)
+    assert check.result == "not measured"
+    assert "mlx5_0:1" in check.reason
+    # gloo goes over the interface there too.
+    assert traffic.check("n", sent(), sent(bond0=10**9), 1e9, found, "bond0", cuda=False).result == "pass"
+
+
+def test_traffic_that_no_interface_counts_is_not_measured(tmp_path):
+    check = traffic.check("n", {"hsn0": 0}, {"hsn0": 10**6}, 15e9, fabric.read(tmp_path), "hsn0", cuda=True)
+    assert check.result == "not measured"
+    assert "another network" in check.reason
+
+
+def test_gpus_on_plain_ethernet_are_judged_by_what_their_interfaces_counted(tmp_path):
+    plain = fabric.read(tmp_path)
+    before = {"eth0": 0, "eth1": 0}
+    sound = traffic.check("n", before, {"eth0": 15 * 10**9, "eth1": 0}, 15e9, plain, "eth0", cuda=True)
+    assert sound.result == "pass"
+    astray = traffic.check("n", before, {"eth0": 0, "eth1": 15 * 10**9}, 15e9, plain, "eth0", cuda=True)
+    assert astray.result == "fail"
+    assert "most went over eth1" in astray.reason
+
+
+def test_adapters_of_which_none_is_active_are_a_fault(root):
+    for path in (root / "sys/bus/pci/devices").iterdir():
+        path.unlink()
+    for name in [*(f"mlx5_{index}" for index in range(8)), "mlx5_10"]:
+        sysfs.set_port(root, name, up=False)
+    assert "no network adapter is active" in reasons(links.check("n", fabric.read(root)))

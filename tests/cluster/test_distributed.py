@@ -74,6 +74,20 @@ except RuntimeError:
 """
 
 
+MET = """
+import time
+import torch.distributed as dist
+from brickreel.cluster import distributed
+ranks = distributed.start(timeout_s=5, patience_s=60)
+if ranks.rank:
+    time.sleep(8)
+everyone = [None, None]
+dist.all_gather_object(everyone, ranks.rank)
+print(everyone, flush=True)
+distributed.stop()
+"""
+
+
 def outputs_of_two_ranks(script: str) -> list[str]:
     """What each of two processes of a Slurm step prints."""
     environment = os.environ | {
@@ -103,3 +117,7 @@ def test_the_first_rank_acts_alone_and_the_others_wait_as_long_as_they_are_told(
     first, second = outputs_of_two_ranks(PATIENCE)
     assert first.startswith("1 ")
     assert second == "0 lost patience"
+
+
+def test_ranks_that_have_met_wait_for_each_other_longer_than_for_the_meeting():
+    assert outputs_of_two_ranks(MET) == ["[0, 1]"] * 2

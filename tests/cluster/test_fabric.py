@@ -74,3 +74,12 @@ def test_sent_bytes_are_counted_by_interface_and_port(root):
     sent = fabric.bytes_sent(root)
     assert sent["bond0"] == 20
     assert sent["mlx5_0:1"] == 4000
+
+
+def test_active_ports_of_a_fabric_of_its_own_are_neither_rails_nor_roce(root):
+    for path in root.glob("sys/class/infiniband/*/ports/*/link_layer"):
+        path.write_text("Unknown\n")
+    sysfs.set_port(root, "mlx5_0", up=False)
+    found = fabric.read(root)
+    assert (found.kind, found.rails) == ("ethernet", ())
+    assert [port.device for port in found.unfamiliar] == [*(f"mlx5_{index}" for index in range(1, 8)), "mlx5_10"]

@@ -1,7 +1,13 @@
 import os
+import subprocess
 import time
 
+import pytest
+
+from brickreel import files
+from brickreel.cluster import hang, slurm
 from brickreel.cluster.hang import Guard
+from brickreel.stages import train
 
 
 def step_log(folder, age_s):
@@ -59,3 +65,59 @@ def test_stages_without_steps_and_a_limit_of_zero_never_hang(tmp_path):
     guard = Guard(tmp_path / "steps", limit_s=0)
     guard.running_since = time.time() - 1000
     assert not guard.hangs("RUNNING")
+
+
+def final_weights_are_due(folder, step):
+    files.write_json(folder / "settings.json", {"max_steps": 300})
+    (folder / f"checkpoints/step-{step:08d}").mkdir(parents=True)
+    step_log(folder / "steps", age_s=5000)
+    guard = Guard(folder / "steps", limit_s=60, expected=True)
+    guard.running_since = time.time() - 4000
+    return guard
+
+
+def test_writing_the_final_weights_takes_no_steps_and_is_no_hang(tmp_path):
+    guard = final_weights_are_due(tmp_path, 300)
+    assert not guard.hangs("RUNNING")
+    guard.running_since = time.time() - 10_000
+    step_log(tmp_path / "steps", age_s=6000)
+    assert not guard.hangs("RUNNING")
+
+
+def test_the_final_weights_do_not_take_for_ever_either(tmp_path):
+    guard = final_weights_are_due(tmp_path, 300)
+    guard.running_since = time.time() - hang.FINAL_S - 10
+    step_log(tmp_path / "steps", age_s=hang.FINAL_S + 5)
+    assert guard.hangs("RUNNING")
+    assert hang.FINAL_S == train.FINAL_WAIT_S
+
+
+def test_before_the_last_checkpoint_a_run_hangs_as_ever(tmp_path):
+    assert final_weights_are_due(tmp_path, 200).hangs("RUNNING")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """A Slurm whose job 7 was put back twice; what it is asked, without the question of how often."""
+    words = []
+
+    def ask(*given):
+        if given[:2] == ("scontrol", "-o"):
+            return subprocess.CompletedProcess(given, 0, "JobId=7 Requeue=1 Restarts=2 BatchFlag=1", "")
+        words.append(given)
+        return subprocess.CompletedProcess(given, 0, "", "")
+
+    monkeypatch.setattr(slurm, "ask", ask)
+    monkeypatch.setattr(hang, "ANSWERS_S", 0.0)
+    return words
+
+
+def test_a_job_that_hangs_is_put_back_as_long_as_the_site_allows_it(asked, tmp_path):
+    hang.restart("7", tmp_path, 1, max_requeues=3)
+    assert asked[-1] == ("scontrol", "requeue", "7")
+
+
+def test_a_job_that_hangs_too_often_is_cancelled_after_its_stacks_were_kept(asked, tmp_path):
+    with pytest.raises(ValueError, match=r"job 7 takes no steps, and it was put back 2 times .* it was cancelled"):
+        hang.restart("7", tmp_path, 1, max_requeues=2)
+    assert [words[0] for words in asked] == ["squeue", "srun", "scancel"]

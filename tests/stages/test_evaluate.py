@@ -120,6 +120,18 @@ def test_samples_of_a_run_on_frames_are_judged_by_the_poses_they_show(in_folder,
     assert {(row["step"], row["poses"]) for row in videos} == {(2, 8), (4, 8)}
 
 
+def test_a_step_that_was_sampled_in_another_way_is_left_out_by_name(in_folder, scene):
+    asked = [("a b", 0), ("c d", 0)]
+    for step, guidance in ((0, 2.0), (2, 9.0), (4, 2.0)):
+        rows = {(step, *one): scene(50 + place, 8, 48) for place, one in enumerate(asked)}
+        project.write_samples(in_folder, rows, guidance=guidance)
+    project.write_samples(in_folder, {(3, "e f", 0): scene(50, 8, 48)}, guidance=2.0)
+    evaluate.run(settings(), "r")
+    found = project.scores(in_folder)
+    assert {row["step"] for row in found["metrics"]} == {0, 4}
+    assert any("step 2, 3" in gap for gap in found["gaps"])
+
+
 def test_drift_is_reported_per_length_and_condition_free_samples_by_themselves(in_folder, scene):
     project.write_clips(in_folder, scene)
     rows = project.write_samples(in_folder, {(4, "a b", 0): scene(50, 8, 48), (4, "c d", 0): scene(51, 8, 48)})

@@ -44,6 +44,17 @@ def test_a_film_is_traced_to_the_checkpoints_that_saw_it(trained):
     assert len(traced["captions"]) == 4
 
 
+def test_a_dataset_that_was_exported_with_a_withdrawn_film_goes_with_it(trained):
+    identity = film_id()
+    for run, film in {"bricks": identity, "other": film_id("The Second")}.items():
+        files.write_bytes(f"results/export/{run}/dataset/train/{film}-000000-000010.mp4", b"")
+        files.write_text(f"results/export/{run}/model_index.json", "{}")
+    traced = lineage.withdraw(identity)
+    assert traced["exported"] == [f"results/export/bricks/dataset/train/{identity}-000000-000010.mp4"]
+    assert sorted(path.parts[2] for path in lineage.EXPORT.glob("*/dataset")) == ["other"]
+    assert len(list(lineage.EXPORT.glob("*/model_index.json"))) == 2
+
+
 def test_a_withdrawn_film_leaves_the_dataset_and_stays_out(trained):
     identity = film_id()
     lineage.withdraw(identity)

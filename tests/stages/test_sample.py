@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from brickreel import config, tables
-from brickreel.evaluation import jobs, prompts
+from brickreel import config, files, tables
+from brickreel.evaluation import jobs, prompts, weights
 from brickreel.films import video
 from brickreel.stages import sample
 from evaluation import project
@@ -164,6 +164,34 @@ def test_new_weights_and_new_settings_make_new_videos(finished):
     }
     assert len(keys) == 4
     assert jobs.key(job, changed(settings, batch_size=9).sample, settings.base) in keys
+
+
+def test_the_base_model_has_its_own_sampler_before_a_run_with_another_objective(finished, tmp_path, monkeypatch):
+    folder, settings = finished
+    trained(folder, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    few = {"checkpoints": "final", "weights": ["ema"], "lengths": [1], "unconditional": False}
+    objective = {"runs": {"r": {"objective": "rectified-flow"}}}
+    flow = config.load(settings.model_dump(mode="json"), {"sample": few}, objective)
+    sample.run(flow, "r")
+    samplers = {row["weights"]: row["sampler"] for row in rows_of(tmp_path)}
+    assert samplers == {"base": settings.sample.sampler, "ema": "rectified-flow"}
+    before, now = (pictures(place, weights="base", conditional=True) for place in (folder, tmp_path))
+    assert all(np.array_equal(now[video_of], before[video_of]) for video_of in now)
+
+
+def test_final_weights_keep_their_step_when_a_run_went_on_and_was_stopped(finished, tmp_path, monkeypatch):
+    folder, settings = finished
+    trained(folder, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    kept = Path("results/train/r/checkpoints")
+    shutil.copytree(kept / "step-00000002", kept / "step-00000009")
+    files.write_json("results/train/r/final/final.json", {"step": 4})
+    run_settings = settings.run("r")
+    found = weights.available("r", settings.sample, run_settings, settings.base)
+    assert [(one.step, one.kind, one.final) for one in found if one.kind != "raw"] == [
+        (0, "base", False), (2, "ema", False), (4, "ema", True), (9, "ema", False),
+    ]  # fmt: skip
 
 
 def test_holds_are_put_back_into_the_video(finished, tmp_path, monkeypatch):

@@ -151,5 +151,18 @@ def test_uncorrected_errors_are_counted(driver, tmp_path):
 def test_nvlinks_that_are_up_are_counted_and_processes_that_compute_are_listed(driver, tmp_path):
     lines = ["0 links 0 18", "0 pid 0 4711", "1 links 0 17", "2 mhz 0 1755"]
     (row,) = nvml.sample(driver, lines, [1], tmp_path)
-    assert row["nvlinks"] == {"gpu0": [18, 18], "gpu1": [17, 18]}
+    assert row["nvlinks"] == {"gpu0": [18, 18], "gpu1": [17, 18]}  # up, and the most of the node
     assert row["processes"] == {"gpu0": [4711], "gpu1": [], "gpu2": []}
+
+
+def test_cards_without_a_bridge_are_left_out_unless_a_peer_has_one(driver, tmp_path):
+    (row,) = nvml.sample(driver, ["0 links 0 0", "1 links 0 0", "2 mhz 0 1755"], [1], tmp_path)
+    assert row["nvlinks"] == {}
+    (row,) = nvml.sample(driver, ["0 links 0 0", "1 links 0 12", "2 links 0 12"], [1], tmp_path)
+    assert row["nvlinks"] == {"gpu0": [0, 12], "gpu1": [12, 12], "gpu2": [12, 12]}
+
+
+def test_a_jobs_only_gpu_is_compared_with_the_nodes_others(driver, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    (row,) = nvml.sample(driver, ["0 links 0 16", "1 links 0 18"], [1], tmp_path)
+    assert row["nvlinks"] == {"gpu0": [16, 18]}

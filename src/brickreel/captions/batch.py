@@ -311,11 +311,14 @@ class Batching:
                 continue  # some endpoints keep them; their answers are safe here
 
     def _reply(self, row: Mapping[str, Any]) -> client.Reply:
-        response = row.get("response") or {}
+        response = row.get("response")
+        response = response if isinstance(response, dict) else {}
         status, body = response.get("status_code"), response.get("body")
         if status == 200:
             return client.read(body)
         error = (body.get("error") if isinstance(body, dict) else None) or row.get("error") or {}
+        # Some servers write the sentence alone.
+        error = error if isinstance(error, dict) else {"message": str(error)}
         said = client.clean(str(error.get("message") or error.get("code") or "no reason"), self.api.api_key)
         try:
             return client.read_error(status or 500, error.get("code"), said, {})

@@ -17,18 +17,20 @@ FIRST_PORT, LAST_PORT = 20000, 32000
 START_TIMEOUT_S = 300.0
 
 
-def start(timeout_s: float = START_TIMEOUT_S) -> Ranks:
+def start(timeout_s: float = START_TIMEOUT_S, patience_s: float | None = None) -> Ranks:
     """Join the process group of this job and return this process's place in it.
 
     nccl for CUDA tensors where there is a GPU (the device is chosen by local rank), gloo for the rest. A collective
-    that nobody answers within `timeout_s` seconds ends the process. Raises ValueError when the environment's ranks
-    are contradictory, ConnectionError when the ranks do not find each other.
+    that nobody answers within `timeout_s` seconds ends the process; where `patience_s` is given, it takes the place of
+    `timeout_s` once all have met. Raises ValueError when the environment's ranks are contradictory, ConnectionError
+    when the ranks do not find each other.
     """
     ranks = discover()
     if ranks.world_size == 1:
         return ranks
     import torch
     import torch.distributed as dist
+    from torch.distributed import distributed_c10d
 
     if dist.is_initialized():
         return ranks
@@ -42,6 +44,8 @@ def start(timeout_s: float = START_TIMEOUT_S) -> Ranks:
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s))
         dist.barrier()
+        if patience_s is not None:
+            distributed_c10d._set_pg_timeout(timedelta(seconds=patience_s))
     except (dist.DistError, RuntimeError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -16,6 +16,8 @@ DISTANCES: tuple[Distance, ...] = ("PIX", "PXB", "PHB", "NODE", "SYS")
 NVIDIA = "0x10de"
 GPU_CLASSES = ("0x0300", "0x0302")
 """PCI classes of display and 3D controllers."""
+FAMILIAR = ("InfiniBand", "Ethernet")
+"""Link layers whose ports NCCL uses by itself, and whose counters are read."""
 IP_OVER_INFINIBAND = "32"
 """ARPHRD_INFINIBAND of the kernel's if_arp.h."""
 NOT_BETWEEN_NODES = ("lo", "docker", "virbr", "veth", "br-", "cni", "flannel", "cali", "tun", "tap", "ip6", "sit")
@@ -28,7 +30,7 @@ class Port:
     device: str
     number: int
     link_layer: str
-    """`InfiniBand` or `Ethernet`."""
+    """`InfiniBand` or `Ethernet`; something else (`Unknown`) for fabrics of their own, such as EFA."""
     state: str
     physical_state: str
     rate_gb_s: float
@@ -88,7 +90,7 @@ class Fabric:
     def kind(self) -> Kind:
         """The best network that works here."""
         layers = {port.link_layer for port in self.ports if port.active}
-        return "infiniband" if "InfiniBand" in layers else "roce" if layers else "ethernet"
+        return "infiniband" if "InfiniBand" in layers else "roce" if "Ethernet" in layers else "ethernet"
 
     @property
     def rails(self) -> tuple[Port, ...]:
@@ -103,6 +105,11 @@ class Fabric:
             return tuple(beside)
         fastest = max((port.rate_gb_s for port in active), default=0.0)
         return tuple(port for port in active if port.rate_gb_s == fastest)
+
+    @property
+    def unfamiliar(self) -> tuple[Port, ...]:
+        """Active ports of neither InfiniBand nor RoCE, whose traffic is counted nowhere that is read here."""
+        return tuple(port for port in self.ports if port.active and port.link_layer not in FAMILIAR)
 
     @property
     def idle_rails(self) -> tuple[Port, ...]:

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from brickreel import files
 from brickreel.cluster import flight, slurm
 
 logger = logging.getLogger("brickreel")
@@ -13,6 +14,8 @@ logger = logging.getLogger("brickreel")
 
 STARTUP_S = 900.0
 """An attempt without its first step: reading the model, the data and a checkpoint may take longer than a step."""
+FINAL_S = 6 * 3600.0
+"""After the last step: as long as the ranks of `train` wait for the final weights, which are written without a step."""
 
 
 class Guard:
@@ -27,22 +30,35 @@ class Guard:
         """Whether the job has been running for longer than the limit without writing a step.
 
         Stages that write no step log never hang in this sense. A job that waits or starts again starts its time anew,
-        and has `STARTUP_S` for its first step.
+        and has `STARTUP_S` for its first step, and `FINAL_S` for the final weights.
         """
         if state != "RUNNING":
             self.running_since = None
             return False
         now = time.time()
         self.running_since = self.running_since or now
-        files = list(self.steps.glob("*.jsonl")) if self.steps.is_dir() else []
-        if not self.limit_s or not (files or self.expected):
+        logs = list(self.steps.glob("*.jsonl")) if self.steps.is_dir() else []
+        if not self.limit_s or not (logs or self.expected):
             return False
-        latest = max((path.stat().st_mtime for path in files), default=0.0)
+        latest = max((path.stat().st_mtime for path in logs), default=0.0)
         started = latest > self.running_since
-        if now - max(latest, self.running_since) <= (self.limit_s if started else max(self.limit_s, STARTUP_S)):
+        quiet = now - max(latest, self.running_since)
+        if quiet <= (self.limit_s if started else max(self.limit_s, STARTUP_S)):
+            return False
+        if quiet <= FINAL_S and self._took_all_steps():
             return False
         self.running_since = now  # the next complaint comes after another full time
         return True
+
+    def _took_all_steps(self) -> bool:
+        """Whether there is a checkpoint of the run's last step."""
+        run = self.steps.parent
+        try:
+            last = files.read_json(run / "settings.json")["max_steps"]
+        except (OSError, ValueError, KeyError):
+            return False
+        names = [path.name.removeprefix("step-") for path in run.glob("checkpoints/step-*")]
+        return any(name.isdecimal() and int(name) >= last for name in names)
 
 
 # Run on every node of the job. py-spy needs no cooperation of a process, which is the point with one that hangs; not
@@ -61,10 +77,38 @@ ANSWERS_S = 5.0
 """How long the ranks have to write what they remember of their collectives."""
 
 
-def restart(job_id: str, folder: Path, ranks: int) -> None:
-    """Dump stacks and last collectives of every rank of a Slurm job into `folder`, then requeue it."""
+def restart(job_id: str, folder: Path, ranks: int, max_requeues: int) -> None:
+    """Dump stacks and last collectives of every rank of a Slurm job into `folder`, then requeue it.
+
+    Raises ValueError, with the job cancelled, when it was put back `max_requeues` times already: its batch script,
+    which counts otherwise, does not live to see the end of an attempt that hangs.
+    """
+    logger.info("Slurm job %s takes no steps: dumping the stacks of its ranks to %s", job_id, folder)
+    times = _restarts(job_id)  # of the attempt that hangs: the job may start anew while stacks are dumped
+    _dump(job_id, folder, ranks)
+    if times is None:
+        logger.info("Slurm does not say how often job %s was put back: it is left as it is for now", job_id)
+    elif times >= max_requeues:
+        slurm.cancel(job_id)
+        raise ValueError(
+            f"Slurm job {job_id} takes no steps, and it was put back {times} times already (BRICKREEL_MAX_REQUEUES is"
+            f" {max_requeues}): it was cancelled; the stacks of its ranks are in {folder}"
+        )
+    elif slurm.requeue(job_id):
+        logger.info("Slurm job %s is put back into the queue", job_id)
+    else:
+        logger.info("Slurm would not requeue job %s", job_id)
+
+
+def _restarts(job_id: str) -> int | None:
+    """How often a job was put back so far, by whomever; None when Slurm does not say."""
+    answer = slurm.ask("scontrol", "-o", "show", "job", job_id)
+    found = re.search(r"\bRestarts=(\d+)", answer.stdout) if answer.returncode == 0 else None
+    return int(found[1]) if found else None
+
+
+def _dump(job_id: str, folder: Path, ranks: int) -> None:
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    logger.info("Slurm job %s takes no steps: dumping the stacks of its ranks to %s and requeueing it", job_id, folder)
     nodes = slurm.ask("squeue", "-h", "-j", job_id, "-o", "%D").stdout.strip() or "1"
     words = [f"--jobid={job_id}", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     words += [f"--output={folder.resolve()}/stacks-{stamp}-%N.txt", "sh", "-c", DUMP, "-"]
@@ -76,5 +120,3 @@ def restart(job_id: str, folder: Path, ranks: int) -> None:
         time.sleep(0.2)
     if told := flight.suspects(records, ranks):
         logger.info("Slurm job %s: %s", job_id, told)
-    if not slurm.requeue(job_id):
-        logger.info("Slurm would not requeue job %s", job_id)

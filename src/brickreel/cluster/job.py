@@ -224,7 +224,7 @@ def follow(job: Job, job_id: str, site: Site, watch: Watch, follower: Follower) 
                 if samples:
                     samples.look()
                 if guard.hangs(queued.state):
-                    hang.restart(job_id, job.folder, job.ranks)
+                    hang.restart(job_id, job.folder, job.ranks, site.max_requeues)
         time.sleep(TICK_S)
 
 

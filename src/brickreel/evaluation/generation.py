@@ -9,6 +9,7 @@ from brickreel import config
 from brickreel.evaluation import metrics, prompts, weights
 from brickreel.evaluation.jobs import Weights
 from brickreel.evaluation.metrics import Frames
+from brickreel.models import load
 from brickreel.training import lora
 from brickreel.training.encoding import choose_device
 
@@ -20,8 +21,7 @@ class Generation:
         from brickreel.models.pipeline import OpenSoraPipeline
 
         self.settings, self.lora = settings, run.lora
-        # The named samplers solve IDDPM's equation; weights trained for rectified flow have one sampler.
-        self.sampler = settings.sampler if run.objective == "iddpm" else run.objective
+        self.sampler: str = settings.sampler
         device = choose_device(settings.device, local_rank)
         self.pipeline = cast(Any, OpenSoraPipeline.from_base(base, run.objective))
         self.pipeline.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -31,7 +31,12 @@ class Generation:
         }
 
     def use(self, chosen: Weights) -> str | None:
-        """Put weights into the transformer. Returns the reason why they cannot be sampled from, None if they can."""
+        """Put weights into the transformer. Returns the reason why they cannot be sampled from, None if they can.
+
+        The base model may have been trained for another objective than the run: each has the sampler that suits it.
+        """
+        self.pipeline.scheduler = load.scheduler(chosen.objective)
+        self.sampler = chosen.sampler(self.settings)
         try:
             # A checkpoint holds what is trained; the rest is the base model's.
             trained = weights.load(chosen) if chosen.folder else {}

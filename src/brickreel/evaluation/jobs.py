@@ -21,6 +21,12 @@ class Weights(NamedTuple):
     final: bool = False
     identity: str = ""
     """Changes when the weights do: videos of other weights are not taken for these."""
+    objective: str = "iddpm"
+    """What they were trained for, which decides the samplers that suit them."""
+
+    def sampler(self, settings: config.Sample) -> str:
+        """The named samplers solve IDDPM's equation; weights trained for rectified flow have one sampler."""
+        return settings.sampler if self.objective == "iddpm" else self.objective
 
 
 class Job(NamedTuple):
@@ -72,7 +78,7 @@ def key(job: Job, settings: config.Sample, base: config.Base) -> str:
         "seed": job.seed,
         "conditional": job.conditional,
         "length": job.length,
-        "weights": [job.weights.step, job.weights.kind, job.weights.identity],
+        "weights": [job.weights.step, job.weights.kind, job.weights.identity, job.weights.objective],
         "settings": settings.model_dump(mode="json", include=_PIXELS),
         "base": base.model_dump(mode="json"),
     }

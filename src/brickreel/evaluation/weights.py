@@ -6,41 +6,56 @@ from torch import Tensor
 
 from brickreel import config
 from brickreel.evaluation.jobs import Weights
+from brickreel.models import load as load_part
 from brickreel.training import checkpoint
+from brickreel.training import final as trained
+
+RESULTS = Path("results/train")
 
 
 def available(
-    run: str, settings: config.Sample, max_steps: int, results: Path = Path("results/train")
+    run: str, settings: config.Sample, run_settings: config.Run, base: config.Base, results: Path = RESULTS
 ) -> list[Weights]:
     """Base model first, then by step. The final weights stand for the checkpoint of their step.
 
-    `max_steps` names the final step where no checkpoint is left to tell it. Raises FileNotFoundError when the run has
-    no final weights.
+    Raises FileNotFoundError when the run has no final weights.
     """
     final = results / run / "final"
     missing = [kind for kind in settings.weights if not (final / kind).is_dir()]
     if missing:
         raise FileNotFoundError(f"{final / missing[0]} does not exist: run `brickreel train --run {run}` to its end")
     kept = checkpoint.list_checkpoints(results / run / "checkpoints")
-    last = kept[-1][0] if kept else max_steps
-    found = [Weights(0, "base", None)]
-    for step, folder in kept if settings.checkpoints == "all" else ():
-        if 0 < step < last:
-            found += [Weights(step, kind, folder, identity=_identity(folder)) for kind in settings.weights]
-    return found + [
-        Weights(last, kind, final / kind, final=True, identity=_identity(final / kind)) for kind in settings.weights
+    told = trained.read(results / run)
+    last = told["step"] if told else kept[-1][0] if kept else run_settings.max_steps
+    objective = run_settings.objective
+    found = [
+        Weights(step, kind, folder, identity=_identity(folder), objective=objective)
+        for step, folder in (kept if settings.checkpoints == "all" else ())
+        # A run that was told to go on has checkpoints beyond its final weights.
+        if 0 < step != last
+        for kind in settings.weights
     ]
+    found += [
+        Weights(last, kind, final / kind, final=True, identity=_identity(final / kind), objective=objective)
+        for kind in settings.weights
+    ]
+    return [Weights(0, "base", None, objective=_of_base(base)), *sorted(found, key=lambda weights: weights.step)]
+
+
+def _of_base(base: config.Base) -> str:
+    return load_part.objective_of(load_part.locate("transformer", **base.transformer.model_dump()))
 
 
 def during(
-    run: str, settings: config.Sample, checkpoint_name: str, results: Path = Path("results/train")
+    run: str, settings: config.Sample, run_settings: config.Run, checkpoint_name: str, results: Path = RESULTS
 ) -> list[Weights]:
     """The weights of one checkpoint while training goes on. Raises FileNotFoundError when it is not there any more."""
     kept = {folder.name: (step, folder) for step, folder in checkpoint.list_checkpoints(results / run / "checkpoints")}
     if checkpoint_name not in kept:
         raise FileNotFoundError(f"{results / run}/checkpoints/{checkpoint_name} is not there, or not any more")
     step, folder = kept[checkpoint_name]
-    return [Weights(step, kind, folder, identity=_identity(folder)) for kind in settings.weights]
+    objective = run_settings.objective
+    return [Weights(step, kind, folder, identity=_identity(folder), objective=objective) for kind in settings.weights]
 
 
 def load(weights: Weights) -> dict[str, Tensor]:

@@ -199,6 +199,14 @@ def scheduler_of(folder: Path) -> Any:
     return _from_pretrained(kinds[name], folder)
 
 
+def objective_of(transformer: Path) -> str:
+    """What the weights in a transformer's folder were trained for: as the scheduler beside it says, else IDDPM."""
+    beside = transformer.parent / "scheduler"
+    if not (beside / "scheduler_config.json").is_file():
+        return "iddpm"
+    return next(name for name in OBJECTIVES if type(scheduler(name)) is type(scheduler_of(beside)))
+
+
 def _from_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
     """Load a part of another library from a folder; whatever is wrong with its files becomes one sentence."""
     from safetensors import SafetensorError

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from brickreel import tables
+from brickreel.cluster import ranks
 from brickreel.config import Config, RunData
 from brickreel.progress import Bar
 from brickreel.stages import Shard
@@ -152,9 +153,10 @@ def encode_jobs(config: Config, jobs: list[Job], prefix: Path) -> list[dict[str,
     if not open_jobs:
         return rows
 
-    from brickreel.training.encoding import Encoder
+    from brickreel.training.encoding import Encoder, choose_device
 
-    encoder = Encoder.load(config.base, config.encode)
+    device = choose_device(config.encode.device, ranks.discover().local_rank)
+    encoder = Encoder.load(config.base, config.encode, device)
     writer = latents.Writer(prefix, digest, config.encode.file_mib)
     try:
         with Bar("encode", len(open_jobs), "clips") as bar:

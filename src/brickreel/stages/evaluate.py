@@ -35,10 +35,10 @@ def run(config: Config, run: str) -> None:
 
     Raises FileNotFoundError before `sample` has run, ValueError when not one of its videos can be read.
     """
-    samples = _samples(run)
+    gaps: list[str] = []
+    samples = _made_alike(_samples(run), gaps)
     data = config.run(run).data
     clips = _clips()
-    gaps: list[str] = []
     library = _library([clip for clip in clips if clip["split"] == "train"], config, data, gaps)
     scorer = Scorer(config.evaluate, library)
     heldout = _heldout([clip for clip in clips if clip["split"] == "heldout"], scorer, config, data, gaps)
@@ -64,6 +64,31 @@ def _samples(run: str) -> list[dict[str, Any]]:
     if not found:
         raise FileNotFoundError(f"{folder} has no samples: run `brickreel sample --run {run}` first")
     return found
+
+
+def _made_alike(samples: list[dict[str, Any]], gaps: list[str]) -> list[dict[str, Any]]:
+    """Without the steps whose videos were made in another way than the last step's: one series is of one kind.
+
+    Such steps are there when the settings changed after their checkpoint was gone.
+    """
+    steps = sorted({row["step"] for row in samples})
+    wanted = _way([row for row in samples if row["step"] == steps[-1]])
+    others = [step for step in steps if _way([row for row in samples if row["step"] == step]) != wanted]
+    if others:
+        gaps.append(
+            f"left out: samples of step {', '.join(map(str, others))}, made from other prompts, seeds or settings than "
+            f"those of step {steps[-1]}"
+        )
+    return [row for row in samples if row["step"] not in others]
+
+
+def _way(rows: Sequence[Mapping[str, Any]]) -> tuple[frozenset[Any], ...]:
+    """How the usual videos were asked for. Samplers may differ: the base model's objective may be another."""
+    usual = [row for row in rows if row["conditional"] and row["length"] == 1]
+    names = ("steps", "guidance", "height", "width", "pose_rate")
+    return frozenset((row["prompt"], row["seed"]) for row in usual), frozenset(
+        tuple(row[name] for name in names) for row in usual
+    )
 
 
 def _clips() -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """`brickreel lineage` and `brickreel withdraw`: what a film went into, and taking it out of the dataset."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ CLIPS = Path("results/cut/clips")
 CAPTIONS = Path("results/caption/captions.parquet")
 ENCODE = Path("results/encode/index.parquet")
 TRAIN = Path("results/train")
+EXPORT = Path("results/export")
 
 
 def trace(film: str) -> dict[str, Any]:
@@ -37,6 +39,7 @@ def trace(film: str) -> dict[str, Any]:
         "withdrawn": film_id in withdrawn.film_ids(),
         "clips": sorted(clips),
         "files": [row["path"] for row in cut if row["outcome"] == "ok"],
+        "exported": [str(path) for path in sorted(EXPORT.glob(f"*/dataset/*/{film_id}-*")) if path.is_file()],
         "captions": _captions(clips),
         "latents": [{"sample_id": r["sample_id"], "file": r["file"]} for r in latents if r["outcome"] == "ok"],
         "runs": [_run(folder, film_id, clips) for folder in sorted(TRAIN.glob("*")) if folder.is_dir()],
@@ -76,7 +79,7 @@ def _run(folder: Path, film_id: str, clips: set[str]) -> dict[str, Any]:
     steps = sorted(_steps_shown(folder / "steps", film_id, clips))
     checkpoints = [path for path in sorted(folder.glob("checkpoints/step-*")) if path.name[5:].isdecimal()]
     saw = [str(path) for path in checkpoints if steps and int(path.name[5:]) >= steps[0]]
-    results = [folder / "final", Path("results/export") / folder.name]
+    results = [folder / "final", EXPORT / folder.name]
     return {
         "run": folder.name,
         "steps": len(steps),
@@ -100,7 +103,8 @@ def _steps_shown(folder: Path, film_id: str, clips: set[str]) -> set[int]:
 def withdraw(film: str) -> dict[str, Any]:
     """Take a film out of the dataset: its clips, stills and rows of the manifest go, and it is never chosen again.
 
-    Returns its lineage as it was. The film itself and the checkpoints are left alone.
+    Returns its lineage as it was. The film itself and the checkpoints are left alone; an exported dataset that holds
+    its clips goes as a whole, and `export` writes it again.
     """
     traced = trace(film)
     film_id = traced["film"]["film_id"]
@@ -114,6 +118,8 @@ def withdraw(film: str) -> dict[str, Any]:
         # Adopted clips lie in a folder of the user's, and stay there.
         if path.is_relative_to(CUT.parent):
             path.unlink(missing_ok=True)
+    for exported in {Path(path).parent.parent for path in traced["exported"]}:
+        shutil.rmtree(exported)
     if CLIPS.is_dir():
         dataset.describe(CLIPS, CUT)
     return traced
@@ -126,7 +132,7 @@ def as_text(traced: dict[str, Any]) -> str:
     lines.append(f"licence {film['licence'] or 'unknown'}, rights holder {film['rights_holder'] or 'unknown'}")
     if traced["withdrawn"]:
         lines.append("withdrawn from the dataset")
-    for name in ("clips", "captions", "latents"):
+    for name in ("clips", "captions", "latents", "exported"):
         lines.append(f"{len(traced[name])} {name}")
         lines += [f"  {_line(item)}" for item in traced[name]]
     for run in traced["runs"]:
@@ -177,6 +183,9 @@ def _farewell(traced: dict[str, Any]) -> str:
         f"{traced['film']['film_id']} is out of the dataset: {len(traced['files'])} clips and stills are gone, and it "
         f"stands in {withdrawn.LIST}. Run snakemake to make captions, latents and plan again without it."
     ]
+    if traced["exported"]:
+        sets = sorted({str(Path(path).parent.parent) for path in traced["exported"]})
+        lines.append(f"Removed with it, until `brickreel export` writes it again: {', '.join(sets)}")
     if saw:
         lines += ["Checkpoints that saw it, which are left as they are:", *(f"  {path}" for path in saw)]
     else:

@@ -23,6 +23,10 @@ logger = logging.getLogger("brickreel")
 INDEX = Path("results/encode/index.parquet")
 MEETING_TIMEOUT_S = 60.0
 """Nodes that do not find each other in this time are a finding, not a reason to wait."""
+CONFIRM_S = 300.0
+"""For twenty real steps in a fresh process, its start included."""
+PATIENCE_S = max(sweep.DEADLINE_S, CONFIRM_S) + 120.0
+"""Once they have met, ranks wait for each other: one may wait for its child up to its deadline, and then gather."""
 MEMORY_WARN_SHARE = 0.95
 """Of the GPU's memory: above it, fragments of the allocator may not fit."""
 READING = 2.0
@@ -32,7 +36,7 @@ READING = 2.0
 def run(config: configuration.Config, run: str) -> None:
     """Check the nodes of this job. Raises ValueError that names bad nodes when they are unfit and `required` is set."""
     config.run(run)
-    ranks = distributed.start(MEETING_TIMEOUT_S)
+    ranks = distributed.start(MEETING_TIMEOUT_S, PATIENCE_S)
     try:
         inspection = look(config, run, ranks)
         checks = inspection.everything(_index(), network.read(env_path(run)))
@@ -102,16 +106,54 @@ def rehearsal(config: configuration.Config, run: str, ranks: Ranks) -> list[Chec
 
     On rank 0 the checks; a collective call of all ranks.
     """
-    if not _plan_path(run).is_file():
-        return [Check("largest micro-batch", "all", "not measured", reason="there is no plan yet: run plan first")]
+    # Agreed on before the first collective of a backend: in it the others would wait for a rank that cannot begin.
+    lacks = sweep.gather((ranks.node, _no_plan(run) or _no_model(config)), ranks)
+    if any(reason for _, reason in lacks):
+        return worst_per_node(_judge_lacks(lacks)) if ranks.rank == 0 else []
+    trial, problem = Trial(), ""
     try:
-        trial, problem = _rehearse(config, run, ranks), ""
+        trial = _rehearse(config, run, ranks)
     except (ValueError, OSError) as error:
-        return [Check("largest micro-batch", "all", "not measured", reason=str(error))]
+        problem = str(error)
     except RuntimeError as error:  # torch's out-of-memory error is one
-        trial, problem = Trial(), str(error).splitlines()[0]
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        problem = f"{first_line}: make the micro-batch smaller, or end what uses its memory"
     found = sweep.gather((ranks.node, trial, problem), ranks)
     return worst_per_node(_judge_rehearsal(found) + _judge_reading(found)) if ranks.rank == 0 else []
+
+
+def _no_plan(run: str) -> str:
+    return "" if _plan_path(run).is_file() else "there is no plan yet: run plan first"
+
+
+def _no_model(config: configuration.Config) -> str:
+    """Why this rank cannot make the model; empty when it can."""
+    try:
+        _empty_model(config)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _empty_model(config: configuration.Config) -> Any:
+    """The transformer without memory for its weights. Raises ValueError or OSError where there is no base."""
+    import torch
+
+    from brickreel.models import load
+
+    with torch.device("meta"):
+        return load.empty_transformer(load.locate("transformer", **config.base.transformer.model_dump()))
+
+
+def _judge_lacks(found: list[tuple[str, str]]) -> list[Check]:
+    """What all lack is not there yet; what some lack is their node's fault."""
+    lacking = [(rank, node, reason) for rank, (node, reason) in enumerate(found) if reason]
+    if len(lacking) == len(found):
+        return [Check("largest micro-batch", "all", "not measured", reason=lacking[0][2])]
+    return [
+        Check("largest micro-batch", node, "fail", reason=f"rank {rank} on {node}, unlike others: {reason}")
+        for rank, node, reason in lacking
+    ]
 
 
 class Trial(NamedTuple):
@@ -169,8 +211,7 @@ def _judge_rehearsal(found: list[tuple[str, Trial, str]]) -> list[Check]:
     checks = []
     for rank, (node, (peak, total, *_), problem) in enumerate(found):
         if problem:
-            reason = f"rank {rank} on {node}: {problem}: make the micro-batch smaller, or end what uses its memory"
-            checks.append(Check("largest micro-batch", node, "fail", reason=reason))
+            checks.append(Check("largest micro-batch", node, "fail", reason=f"rank {rank} on {node}: {problem}"))
         elif total and peak > MEMORY_WARN_SHARE * total:
             reason = f"rank {rank} on {node} used {peak:.1f} of {total:.1f} GiB: a little more and it fails"
             checks.append(Check("largest micro-batch", node, "warn", peak, "GiB", reason=reason))
@@ -191,6 +232,9 @@ def tune(
     """What a sweep of this kind of cluster has found, now or earlier. A collective call of all ranks."""
     ranks = inspection.ranks
     if ranks.world_size == 1:
+        return []
+    if lacks := [reason for reason in sweep.gather(_no_model(config), ranks) if reason]:
+        logger.warning("network settings are not measured: %s", lacks[0])
         return []
     layers = _layers(config)
     calls = tuning.workload(layers, replicated=inspection.device == "cpu")
@@ -227,14 +271,8 @@ def tune(
 
 def _layers(config: configuration.Config) -> list[float]:
     """MiB of fp32 weights of each block, and of the rest."""
-    import torch
-
-    from brickreel.models import load
-
-    with torch.device("meta"):
-        model = load.empty_transformer(load.locate("transformer", **config.base.transformer.model_dump()))
     sizes: dict[str, float] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in _empty_model(config).named_parameters():
         words = name.split(".")
         unit = ".".join(words[:2]) if words[1:2] and words[1].isdecimal() else "rest"
         sizes[unit] = sizes.get(unit, 0.0) + parameter.numel() * 4 / 2**20
@@ -260,7 +298,7 @@ def _confirm(
     answers = []
     for place, variables in enumerate(({}, chosen)):
         port = sweep.FIRST_PORT + sweep.PORTS + place
-        answer, problem = sweep.everywhere(words, {**base, **variables}, ranks, port, 300.0)
+        answer, problem = sweep.everywhere(words, {**base, **variables}, ranks, port, CONFIRM_S)
         if problem:
             raise ConnectionError(f"real steps failed: {problem}")
         answers.append(answer["seconds"])

@@ -39,9 +39,9 @@ def run(config: configuration.Config, run: str, checkpoint: str = "") -> None:
     """
     texts = prompts.read(config.sample)
     if checkpoint:
-        chosen = during(run, config.sample, checkpoint)
+        chosen = during(run, config.sample, config.run(run), checkpoint)
     else:
-        chosen = available(run, config.sample, config.run(run).max_steps)
+        chosen = available(run, config.sample, config.run(run), config.base)
     jobs = owed(texts, chosen, config.sample)
     ranks = distributed.start(LONGEST_WAIT_S)
     try:
@@ -138,7 +138,7 @@ def _row(
         "width": width,
         "pose_rate": settings.pose_rate,
         "holds": [settings.hold] * count,
-        "sampler": settings.sampler,
+        "sampler": job.weights.sampler(settings),
         "steps": settings.steps,
         "guidance": settings.guidance,
         "seconds": seconds,

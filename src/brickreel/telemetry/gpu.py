@@ -218,12 +218,16 @@ class Gpus:
         return row
 
     def nvlinks(self) -> dict[str, tuple[int, int]]:
-        """GPU -> NVLinks that are up, NVLinks it has; without a GPU that has none or does not say."""
-        found = {}
+        """GPU -> NVLinks that are up, the most that any GPU of the node has up, be it another job's.
+
+        Nothing where none is up anywhere, and without a GPU that has no links or does not say: a card that could carry
+        a bridge and has none knows its links as down, so that only its peers tell what should be up.
+        """
+        found, most = {}, _most_nvlinks(len(self.uuids))
         for device, handle in self.handles.items():
             states = self._read(device, "nvlinks", functools.partial(_nvlink_states, handle))
-            if states:
-                found[device] = (sum(states), len(states))
+            if states and most:
+                found[device] = (sum(states), most)
         return found
 
     def processes(self) -> dict[str, list[int]]:
@@ -283,6 +287,17 @@ def _nvlink_states(handle: Any) -> list[int]:
             if error.value not in (pynvml.NVML_ERROR_INVALID_ARGUMENT, pynvml.NVML_ERROR_NOT_SUPPORTED):
                 raise
     return states
+
+
+def _most_nvlinks(count: int) -> int:
+    """The most NVLinks that one of the node's first `count` GPUs has up."""
+    most = 0
+    for index in range(count):
+        try:
+            most = max(most, sum(_nvlink_states(pynvml.nvmlDeviceGetHandleByIndex(index))))
+        except pynvml.NVMLError:
+            continue  # nothing to compare with; of the job's own GPUs it is said elsewhere
+    return most
 
 
 def temperature(handle: Any) -> int:

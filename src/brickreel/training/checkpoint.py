@@ -128,7 +128,9 @@ class Checkpoints:
         self.group = dist.new_group(backend="gloo") if world_size > 1 else None
         pinned = device.type == "cuda"
         self.stager = DefaultStager(StagingOptions(pinned, False, False, pinned))
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # A thread's device is GPU 0 until it says otherwise: every rank's writer would take memory there.
+        begin = functools.partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=begin)
         self.pending: Future[None] | None = None
         self.failures = 0
         self.lock = threading.Lock()

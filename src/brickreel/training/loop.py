@@ -227,7 +227,7 @@ class Trainer:
         squares = self.backend.squares()
         flag = torch.tensor([float(bool(request))], dtype=torch.float64, device=self.device)
         mine = torch.cat([sums, flag, squares])
-        self.clock.add("local", time.perf_counter() - self.clock.begun - self.backend.comm_s)
+        self.clock.add("local", time.perf_counter() - self.clock.begun - self.backend.comm_s)  # a GPU tells its own
         mark = self.clock.mark()
         if self.ranks.world_size > 1:
             summed = mine if self.backend.sharded else mine[:4]

@@ -12,7 +12,11 @@ PARTS = ("data", "forward", "backward", "comm", "optimizer", "checkpoint", "gaug
 
 
 class Clock:
-    """Sums seconds per part of a step. On a GPU it records events, and waits for none before `read`."""
+    """Sums seconds per part of a step. On a GPU it records events, and waits for none before `read`.
+
+    A rank's own work (`local`) is what it does before the first collective. The host's clock does not see a GPU's:
+    there it is loading, forward passes, and all backward passes but the last, which exchanges gradients.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
@@ -39,10 +43,19 @@ class Clock:
         self.added[part] = self.added.get(part, 0.0) + seconds
 
     def read(self) -> dict[str, float]:
-        """Seconds per part and of the whole step; starts the next step. Call after the device has caught up."""
+        """Seconds per part and of the whole step; starts the next step. Waits for the device."""
         total = dict.fromkeys(PARTS, 0.0) | {"local": 0.0} | self.added
+        if self.cuda and self.spans:
+            # An event that the device has not passed yet has no time.
+            self.spans[-1][2].synchronize()
+        passes = []
         for part, first, last in self.spans:
-            total[part] += first.elapsed_time(last) / 1000 if self.cuda else last - first
+            seconds = first.elapsed_time(last) / 1000 if self.cuda else last - first
+            total[part] += seconds
+            if part in ("forward", "backward"):
+                passes.append(seconds)
+        if self.cuda:
+            total["local"] = total["data"] + sum(passes[:-1])
         now = time.perf_counter()
         total["step"] = now - self.begun
         self.begun, self.spans, self.added = now, [], {}

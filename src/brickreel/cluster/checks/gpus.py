@@ -48,16 +48,18 @@ def check(node: str, before: Mapping[str, Row], after: Mapping[str, Row], events
 
 
 def check_nvlinks(node: str, links: Mapping[str, tuple[int, int]]) -> list[Check]:
-    """Judge `gpu0` -> (links up, links there); nothing where no GPU has NVLink."""
+    """Judge `gpu0` -> (links up, the most that a GPU of the node has up); nothing where none is up anywhere."""
     if not links:
         return []
     wrong = [
-        f"{name} has {up} of {there} NVLinks up: see to the fabric manager, else to the GPU's seat or the switch"
-        for name, (up, there) in links.items()
-        if up < there
+        f"{name} has {up} of {most} NVLinks up: see to the fabric manager, else to the GPU's seat or the switch"
+        for name, (up, most) in links.items()
+        if up < most
     ]
     fewest = min(up for up, _ in links.values())
-    return [Check("NVLinks", node, "fail" if wrong else "pass", fewest, "links", "all up", "; ".join(wrong))]
+    return [
+        Check("NVLinks", node, "fail" if wrong else "pass", fewest, "links", "as many as its peers", "; ".join(wrong))
+    ]
 
 
 def check_processes(node: str, before: Mapping[str, Sequence[int]], own: Collection[int]) -> list[Check]:

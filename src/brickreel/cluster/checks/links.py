@@ -28,6 +28,10 @@ def _rails(node: str, fabric: Fabric) -> Check:
         if port.rate_gb_s < usual[0][0]
     ]
     if not fabric.rails and not wrong:
+        if fabric.unfamiliar:
+            ports = ", ".join(f"{port.name} ({port.link_layer or 'no link layer'})" for port in fabric.unfamiliar)
+            reason = f"{ports} is neither InfiniBand nor RoCE: its rate is not known"
+            return Check("network adapters", node, "not measured", reason=reason)
         wrong = ["no network adapter is active: everything would go through TCP"]
     names = f"{len(fabric.rails)} rails, {fabric.bandwidth_gb_s:g} GB/s"
     return Check("network adapters", node, "fail" if wrong else "pass", names, "", "all up, one rate", "; ".join(wrong))
