@@ -1,4 +1,5 @@
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -38,6 +39,33 @@ def test_a_part_that_is_being_written_is_not_read(tmp_path):
 def test_a_folder_without_parts_is_an_empty_table(tmp_path):
     (tmp_path / "empty.parquet").mkdir()
     assert tables.read("sources", tmp_path / "empty.parquet").num_rows == 0
+    assert tables.owned("sources", tmp_path / "empty.parquet", "film_id", bool).num_rows == 0
+
+
+def test_rows_of_a_shard_are_those_that_pass_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "BATCH", 2)
+    folder = tmp_path / "sources.parquet"
+    films = [film(film_id=name, outcome="ok" if name else "failed") for name in ["a", "b", None, "a", "c", "b", "b"]]
+    tables.write("sources", folder / "00.parquet", films)
+    tables.write("sources", folder / "01.parquet", [film(film_id="b", path="b.mp4", outcome="failed"), *films])
+    found = tables.owned("sources", folder, "film_id", lambda name: name in "ab")
+    assert found.to_pylist() == [
+        row for row in tables.read("sources", folder).to_pylist() if row["film_id"] in ("a", "b")
+    ]
+    good = tables.owned("sources", folder, "film_id", lambda name: name == "b", where=pc.field("outcome") == "ok")
+    assert good["path"].to_pylist() == ["a.mp4"] * 6
+
+
+def test_a_table_in_batches_is_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "BATCH", 3)
+    path = tmp_path / "sources.parquet"
+    tables.write("sources", path, [film(film_id=f"{number}") for number in range(7)])
+    found = list(tables.batches("sources", path, columns=["film_id", "path"]))
+    assert [batch.num_rows for batch in found] == [3, 3, 1]
+    assert pa.Table.from_batches(found)["film_id"].to_pylist() == [f"{number}" for number in range(7)]
+    assert found[0].schema.names == ["film_id", "path"]
+    with pytest.raises(FileNotFoundError, match="run the stage that writes it first"):
+        next(tables.batches("sources", tmp_path / "none.parquet"))
 
 
 def test_missing_column_is_refused():

@@ -6,7 +6,7 @@ does not know. Paths are relative to the project's folder. A table written by sh
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ import pyarrow.parquet as pq
 from brickreel import files
 
 OUTCOMES = ("ok", "dropped", "failed")
+
+# Rows that are held at a time where a table is read in batches: some 20 MB of clips.
+BATCH = 16_384
 
 _OUTCOME = [("outcome", pa.string()), ("reason", pa.string())]
 _PROVENANCE = [
@@ -343,10 +346,43 @@ def read(name: str, path: str | os.PathLike[str], columns: Sequence[str] | None 
 
     `where` is a pyarrow.dataset expression. Raises FileNotFoundError or ValueError with a sentence.
     """
+    schema, parts = SCHEMAS[name], _parts(name, path)
+    if not parts:
+        return schema.empty_table().select(columns or schema.names)
+    return ds.dataset([str(part) for part in parts], schema=schema).to_table(columns=columns, filter=where)
+
+
+def batches(
+    name: str, path: str | os.PathLike[str], columns: Sequence[str] | None = None, where: Any = None
+) -> Iterator[pa.RecordBatch]:
+    """As `read`, at most BATCH rows at a time: the table is never held as a whole. `where` asks for columns read."""
+    for part in _parts(name, path):
+        # A scanner of pyarrow.dataset would hold whole row groups, of a million rows each.
+        with pq.ParquetFile(part) as source:
+            for batch in source.iter_batches(BATCH, columns=columns):
+                yield batch if where is None else batch.filter(where)
+
+
+def owned(
+    name: str, path: str | os.PathLike[str], column: str, owns: Callable[[str], bool], where: Any = None
+) -> pa.Table:
+    """As `read`, of the rows alone whose value in a column passes, such as the films that a shard `owns`."""
+    found = (_owned(batch, column, owns) for batch in batches(name, path, where=where))
+    return pa.Table.from_batches(found, SCHEMAS[name])
+
+
+def _owned(batch: pa.RecordBatch, column: str, owns: Callable[[str], bool]) -> pa.RecordBatch:
+    # Each value is judged once: a film has many clips.
+    values = batch.column(column).dictionary_encode()
+    judged = pa.array([owns(value) for value in values.dictionary.to_pylist()], pa.bool_())
+    return batch.filter(judged.take(values.indices))
+
+
+def _parts(name: str, path: str | os.PathLike[str]) -> list[Path]:
+    """The files of a table, each with its schema checked."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: run the stage that writes it first")
-    schema = SCHEMAS[name]
     parts = files_of(path) if path.is_dir() else [path]
     for part in parts:
         try:
@@ -354,9 +390,7 @@ def read(name: str, path: str | os.PathLike[str], columns: Sequence[str] | None 
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"{part} is not a readable Parquet file: {error}") from error
         check_schema(name, found, part)
-    if not parts:
-        return schema.empty_table().select(columns or schema.names)
-    return ds.dataset([str(part) for part in parts], schema=schema).to_table(columns=columns, filter=where)
+    return parts
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from brickreel.films import cutting, video
+from brickreel.films import cutting, isolated, video
 from films import synth
 
 RECIPE = cutting.Recipe(short_side=180, crf=16, preset="veryfast", threads=1)
@@ -159,3 +159,41 @@ def test_a_film_that_ends_too_early_leaves_nothing_behind(tmp_path):
 def test_what_ffmpeg_complains_of_is_the_error(tmp_path):
     with pytest.raises(ValueError, match="ffmpeg failed with status"):
         cut(tmp_path, [piece("a", range(4))], recipe=RECIPE._replace(preset="no-such-preset"))
+
+
+def test_a_sign_of_progress_comes_before_the_first_clip_is_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(isolated, "PULSE_S", 0)
+    video.write(tmp_path / "film.mp4", numbered(100), 24)
+    told = []
+    shown = cutting.Film(str(tmp_path / "film.mp4"), 1.0, 0, False)
+    folders = str(tmp_path / "clips"), str(tmp_path / "stills")
+    cutting.cut(shown, [piece("a", range(90, 95))], RECIPE, *folders, told.append)
+    assert len(told) >= 95
+    assert [one.clip_id for written in told for one in written] == ["a"]
+
+
+def test_each_attempt_works_in_a_folder_of_its_own_that_names_the_film(tmp_path, monkeypatch):
+    monkeypatch.setattr(isolated, "PULSE_S", 0)
+    video.write(tmp_path / "film.mp4", numbered(8), 24)
+    name, clips = "0123456789abcdef-000000", tmp_path / "clips"
+    folders, written = set(), []
+
+    def attempt(progress):
+        shown = cutting.Film(str(tmp_path / "film.mp4"), 1.0, 0, False)
+        cutting.cut(shown, [piece(name, range(4))], RECIPE, str(clips), str(tmp_path / "stills"), progress)
+
+    def second(done):
+        written.extend(done)
+        folders.update(path.name for path in clips.iterdir() if path.is_dir())
+
+    def first(done):
+        # An older attempt is still at work when the next one starts.
+        written.extend(done)
+        if not folders:
+            attempt(second)
+
+    attempt(first)
+    assert [(one.clip_id, one.reason) for one in written] == [(name, "")] * 2
+    assert len(folders) == 2
+    assert {folder.lstrip(".")[:16] for folder in folders} == {name[:16]}
+    assert [path.name for path in clips.iterdir()] == [f"{name}.mp4"]

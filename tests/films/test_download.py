@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from brickreel.films import download
-from films.site import served
+from films.site import feed, served
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def site(tmp_path):
 
 
 def test_one_film_is_fetched_once(site, tmp_path):
-    (item,) = download.expand(f"{site.base}/one.mp4")
+    (item,) = download.expand(f"{site.base}/one.mp4", tmp_path / "films")
     path = download.fetch(item, tmp_path / "films", 1080)
     assert path.read_bytes() == (site.folder / "one.mp4").read_bytes()
     asked = len(site.ranges)
@@ -24,7 +24,7 @@ def test_one_film_is_fetched_once(site, tmp_path):
 
 
 def test_a_feed_is_expanded_into_its_films(site, tmp_path):
-    items = download.expand(f"{site.base}/feed.xml")
+    items = download.expand(f"{site.base}/feed.xml", tmp_path / "films")
     assert [Path(item.url).name for item in items] == ["one.mp4", "two.mp4"]
     fetched = [download.fetch(item, tmp_path / "films", 1080) for item in items]
     assert [path.read_bytes() for path in fetched] == [
@@ -33,7 +33,7 @@ def test_a_feed_is_expanded_into_its_films(site, tmp_path):
 
 
 def test_a_broken_download_goes_on_where_it_stopped(site, tmp_path):
-    (item,) = download.expand(f"{site.base}/one.mp4")
+    (item,) = download.expand(f"{site.base}/one.mp4", tmp_path / "films")
     whole = (site.folder / "one.mp4").read_bytes()
     done = download.fetch(item, tmp_path / "films", 1080)
     done.unlink()
@@ -44,7 +44,7 @@ def test_a_broken_download_goes_on_where_it_stopped(site, tmp_path):
 
 
 def test_pieces_that_an_interruption_left_are_no_film(site, tmp_path):
-    (item,) = download.expand(f"{site.base}/one.mp4")
+    (item,) = download.expand(f"{site.base}/one.mp4", tmp_path / "films")
     done = download.fetch(item, tmp_path / "films", 1080)
     whole = done.read_bytes()
     done.unlink()
@@ -54,16 +54,64 @@ def test_pieces_that_an_interruption_left_are_no_film(site, tmp_path):
 
 
 def test_a_list_in_a_list_is_given_back_as_its_entries(site, tmp_path):
-    season, *_ = download.expand(f"{site.base}/channel.xml")
+    season, *_ = download.expand(f"{site.base}/channel.xml", tmp_path / "films")
     assert season.url == f"{site.base}/feed.xml"
     found = download.fetch(season, tmp_path / "films", 1080)
     assert [(item.title, item.url) for item in found] == [
         ("One", f"{site.base}/one.mp4"),
         ("Two", f"{site.base}/two.mp4"),
     ]
-    assert not (tmp_path / "films").exists() or not list((tmp_path / "films").iterdir())
+    assert {path.suffix for path in (tmp_path / "films").iterdir()} == {".json"}
 
 
-def test_a_film_that_is_not_there_is_one_sentence(site):
+def test_a_film_that_is_not_there_is_one_sentence(site, tmp_path):
     with pytest.raises(ValueError, match=r"/none.mp4 cannot be downloaded: .*404"):
-        download.expand(f"{site.base}/none.mp4")
+        download.expand(f"{site.base}/none.mp4", tmp_path / "films")
+
+
+def test_a_film_that_is_here_needs_no_site(site, tmp_path):
+    (item,) = download.expand(f"{site.base}/one.mp4", tmp_path / "films")
+    path = download.fetch(item, tmp_path / "films", 1080)
+    (site.folder / "one.mp4").unlink()
+    site.ranges.clear()
+    assert download.expand(f"{site.base}/one.mp4", tmp_path / "films") == [item]
+    assert download.fetch(item, tmp_path / "films", 1080) == path
+    assert site.ranges == []
+
+
+def test_a_film_that_came_before_answers_were_kept_needs_no_site(site, tmp_path):
+    (item,) = download.expand(f"{site.base}/one.mp4", tmp_path / "films")
+    download.fetch(item, tmp_path / "films", 1080)
+    (site.folder / "one.mp4").unlink()
+    next((tmp_path / "films").glob("*.json")).unlink()
+    (found,) = download.expand(f"{site.base}/one.mp4", tmp_path / "films")
+    assert found.url == item.url
+
+
+def test_a_list_without_its_site_is_what_it_was_and_the_log_says_so(site, tmp_path, caplog):
+    films = tmp_path / "films"
+    items = download.expand(f"{site.base}/channel.xml", films)
+    entries = download.fetch(items[0], films, 1080)
+    for name in ("channel.xml", "feed.xml"):
+        (site.folder / name).unlink()
+    assert [item.url for item in download.expand(f"{site.base}/channel.xml", films)] == [item.url for item in items]
+    assert download.fetch(items[0], films, 1080) == entries
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "channel.xml cannot be downloaded: " in caplog.text
+
+
+def test_a_list_of_one_film_is_asked_for_others(site, tmp_path):
+    (site.folder / "feed.xml").write_text(feed(site.base, One="one.mp4"))
+    (item,) = download.expand(f"{site.base}/feed.xml", tmp_path / "films")
+    download.fetch(item, tmp_path / "films", 1080)
+    (site.folder / "feed.xml").write_text(feed(site.base, One="one.mp4", Two="two.mp4"))
+    assert len(download.expand(f"{site.base}/feed.xml", tmp_path / "films")) == 2
+
+
+def test_a_film_that_is_neither_here_nor_there_is_no_film(site, tmp_path):
+    (item,) = download.expand(f"{site.base}/one.mp4", tmp_path / "films")
+    (site.folder / "one.mp4").unlink()
+    with pytest.raises(ValueError, match="404"):
+        download.expand(item.url, tmp_path / "films")
+    with pytest.raises(ValueError, match="404"):
+        download.fetch(item, tmp_path / "films", 1080)

@@ -150,7 +150,8 @@ def test_every_mutant_ends_with_an_outcome_and_a_reason(tmp_path, monkeypatch):
     for name, data in contents.items():
         (tmp_path / name).write_bytes(data)
     project.listed(tmp_path, [[name, name.partition(".")[0], "CC0"] for name in contents])
-    settings = config.load({"ingest": {"limits": LIMITS}, "analyze": {"transnet": "off", "limits": LIMITS}})
+    analyzed = {"transnet": "off", "limits": LIMITS, "max_failed_share": 1.0}
+    settings = config.load({"ingest": {"limits": LIMITS}, "analyze": analyzed})
     ingest.run(settings)
     analyze.run(settings)
     films = {row["title"]: row for row in tables.read("sources", ingest.OUTPUT).to_pylist()}

@@ -6,12 +6,23 @@ import av
 import numpy as np
 import pytest
 
-from brickreel.films import decode, probe, video
+from brickreel.films import decode, isolated, probe, video
 from films import synth
 
 
 def film(tmp_path, count=30, fps=24, **options):
     return video.write(tmp_path / "film.mp4", synth.scene(1, count, **options), fps) and tmp_path / "film.mp4"
+
+
+def plain(path, count):
+    """A film whose packets are in the order in which they are shown."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"bf": "0"})
+        stream.width, stream.height = 320, 180
+        for picture in synth.scene(1, count):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
 
 
 def remux(source, target, stamp):
@@ -33,19 +44,34 @@ def test_facts_of_a_film(tmp_path):
 
 
 def test_a_variable_rate_is_seen_and_its_usual_one_named(tmp_path):
-    source = tmp_path / "plain.mp4"
-    with av.open(str(source), "w") as container:
-        stream = container.add_stream("libx264", rate=24, options={"bf": "0"})
-        stream.width, stream.height = 320, 180
-        for picture in synth.scene(1, 40):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
+    source = plain(tmp_path / "plain.mp4", 40)
     remux(source, tmp_path / "film.mp4", lambda number: 1000 * number + 3000 * (number // 10))
     found = probe.probe(tmp_path / "film.mp4")
     assert found.variable_rate
     assert found.fps == 24.0
     times = [picture.time_s for picture in decode.pictures(tmp_path / "film.mp4", 90)]
     assert times[10] - times[9] == pytest.approx(4 / 24)
+
+
+@pytest.mark.parametrize("gap_s", [3, 60, 3600])
+def test_one_gap_does_not_change_the_rate(tmp_path, gap_s):
+    source = plain(tmp_path / "plain.mp4", 150)
+    remux(source, tmp_path / "film.mp4", lambda number: 1000 * number + (number >= 75) * 24000 * gap_s)
+    found = probe.probe(tmp_path / "film.mp4")
+    assert (found.fps, found.variable_rate) == (24.0, False)
+
+
+def test_a_frame_that_is_missing_here_and_there_does_not_change_the_rate(tmp_path):
+    source = plain(tmp_path / "plain.mp4", 220)
+    remux(source, tmp_path / "film.mp4", lambda number: 1000 * (number + (number >= 75) + (number >= 120)))
+    assert probe.probe(tmp_path / "film.mp4").fps == 24.0
+
+
+def test_progress_is_told_by_time_and_not_by_packets(tmp_path, monkeypatch):
+    monkeypatch.setattr(isolated, "PULSE_S", 0)
+    told = []
+    probe.probe(film(tmp_path), told.append)
+    assert max(told) == 30
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from brickreel.films import measure, signals
+from brickreel.films import isolated, measure, signals
 from films import synth
 
 
@@ -102,3 +102,12 @@ def test_a_long_film_has_its_thumbnails_further_apart(tmp_path, monkeypatch):
     found = signals.read(film.write(tmp_path / "film.mp4"), network="off")
     assert [frame for frame, picture in enumerate(found.thumbnail) if picture] == [0, 48, 96]
     assert len(found.thumbnail) == 120
+
+
+def test_progress_is_told_by_time_and_not_by_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr(isolated, "PULSE_S", 0)
+    told = []
+    signals.read(
+        synth.Film().add(synth.scene(1, 8), [1] * 8).write(tmp_path / "film.mp4"), network="off", watch=told.append
+    )
+    assert told == list(range(8))

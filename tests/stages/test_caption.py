@@ -3,10 +3,12 @@ import logging
 
 import pytest
 
-from brickreel.stages import caption
+from brickreel import tables
+from brickreel.stages import Shard, caption
 from captions import project
 from captions.project import ledger
 from captions.server import FAULTS, PICTURE_TOKENS
+from films import memory
 
 KEY = "sk-test-0123456789abcdef"
 
@@ -82,6 +84,27 @@ def test_corrections_of_clips_that_are_not_there_are_named(tmp_path, caplog):
     assert len(said) == 1
     assert "2 of the corrections in corrections.csv are for clips that are not in the dataset" in said[0]
     assert said[0].endswith("c0 (still), C9 (clip)")
+
+
+def test_a_shard_holds_the_rows_of_its_own_clips_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("brickreel.captions.items.files.sha256", lambda path: "0")
+    rows = [project.index_row(f"c{n}", "clip", tmp_path / "a.mp4", holds=list(range(300, 360))) for n in range(2000)]
+    project.make(tmp_path, clips=0, stills=0, rows=rows)
+    found = []
+
+    def note(items, settings, shard):
+        found.extend(item.clip_id for item in items)
+        raise KeyboardInterrupt
+
+    def run():
+        with pytest.raises(KeyboardInterrupt):
+            caption.run(project.settings(), shard)
+
+    monkeypatch.setattr(caption, "_by_machine", note)
+    whole = memory.peak(lambda: tables.read("cut_index", caption.INDEX).to_pylist())
+    shard = Shard(0, 16)
+    assert memory.peak(run) < whole / 4
+    assert found == [row["clip_id"] for row in rows if shard.owns(row["clip_id"])]
 
 
 @pytest.mark.parametrize("value", ["sk-proj-0123456789", "my key"])

@@ -1,13 +1,14 @@
 """Every candidate has an outcome and a reason, and the page shows them."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 
 from brickreel import config, tables
 from brickreel.films import withdrawn
-from brickreel.stages import curate, ingest
+from brickreel.stages import analyze, curate, ingest
 from films import project
 
 
@@ -105,6 +106,7 @@ def test_the_page_is_offline_and_escapes_what_people_wrote(films_project):
 def test_the_page_names_the_films_that_could_not_be_used(films_project):
     path = films_project / project.SECOND
     path.write_bytes(path.read_bytes()[:2000])
+    shutil.rmtree(analyze.FINISHED)
     project.run("analyze", "curate")
     page = curate.AUDIT.read_text(encoding="utf-8")
     assert re.search(r"<code>notes.mp4</code> is not a video file", page)

@@ -8,8 +8,8 @@ import pytest
 from brickreel import config, files, tables
 from brickreel.files import shard_of
 from brickreel.films import cutting, isolated, video, withdrawn
-from brickreel.stages import Shard, curate, cut
-from films import project
+from brickreel.stages import Shard, curate, cut, ingest
+from films import memory, project
 
 
 def index(kind="clip"):
@@ -150,6 +150,35 @@ def test_what_another_shard_is_writing_is_left_alone(films_project):
     assert all(path.exists() for path in written)
     cut._tidy(Shard(owner, 16), set(chosen()))
     assert [path.exists() for path in written] == [False, True]
+
+
+def test_a_shard_holds_the_rows_of_its_own_films_alone(films_project, monkeypatch):
+    clip, film = (
+        tables.read("clips", curate.OUTPUT).to_pylist()[0],
+        tables.read("sources", ingest.OUTPUT).to_pylist()[0],
+    )
+    ids = [f"{number:016x}" for number in range(2000)]
+    long = {"pose_frames": list(range(1000, 1060)), "outcome": "ok"}
+    tables.write("clips", curate.OUTPUT, [clip | long | {"film_id": one, "clip_id": f"{one}-0-9"} for one in ids])
+    tables.write("sources", ingest.OUTPUT, [film | {"film_id": one, "outcome": "ok"} for one in ids])
+    found = []
+
+    def note(film, clips, *_):
+        found.extend(one["film_id"] for one in (film, *clips))
+        return [cutting.Written(one["clip_id"], "not written") for one in clips]
+
+    monkeypatch.setattr(cut, "_film", note)
+    whole = memory.peak(lambda: tables.read("clips", curate.OUTPUT).to_pylist())
+    shard = Shard(3, 16)
+    assert memory.peak(lambda: cut._cut(config.load({}).cut, shard)) < whole / 4
+    assert found == [one for one in ids if shard.owns(one) for _ in range(2)]
+
+
+def test_the_journal_of_a_shard_knows_its_own_clips_from_the_files_of_all(films_project):
+    journals = [cut.Journal(cut.FINISHED / "00.jsonl", Shard(index, 3)) for index in range(3)]
+    assert [set(one.lines) for one in journals] == [
+        {name for name in chosen() if shard_of(name[:16], 3) == index} for index in range(3)
+    ]
 
 
 def test_a_film_that_has_gone_is_a_reason_and_too_many_fail_the_stage(films_project):

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from brickreel import config, tables
+from brickreel import config, files, tables
+from brickreel.films import isolated
 from brickreel.stages import ingest
 from films import project, synth
 from films.site import served
@@ -82,3 +83,59 @@ def test_a_channel_becomes_its_films_with_what_the_site_and_the_list_say(tmp_pat
         site.ranges.clear()
         project.run("ingest")
         assert [name for name, _ in site.ranges if name in ("/one.mp4", "/three.mp4")] == []
+
+
+def test_films_that_were_downloaded_need_no_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with served(tmp_path / "site") as site:
+        lines = f"url,licence\n{site.base}/feed.xml,CC-BY\n{site.base}/three.mp4,CC0\n"
+        (tmp_path / "sources.csv").write_text(lines)
+        project.run("ingest")
+        before = tables.read("sources", ingest.OUTPUT).to_pylist()
+    assert [row["outcome"] for row in before] == ["ok"] * 3
+    project.run("ingest")
+    assert tables.read("sources", ingest.OUTPUT).to_pylist() == before
+
+
+@pytest.fixture
+def probed(monkeypatch):
+    """Names of the films that are probed, in order; one called in `deadly` kills the stage."""
+    call, names = isolated.call, []
+
+    def counted(work, arguments, limits):
+        names.append(os.path.basename(arguments[0]))
+        if names[-1] in counted.deadly:
+            raise KeyboardInterrupt
+        return call(work, arguments, limits)
+
+    counted.deadly = set()
+    monkeypatch.setattr(isolated, "call", counted)
+    return names, counted.deadly
+
+
+def test_a_stage_that_is_killed_goes_on_with_the_films_it_had_not_read(films_project, probed):
+    names, deadly = probed
+    before = sources()
+    ingest.FINISHED.unlink()
+    deadly.add(project.SECOND)
+    with pytest.raises(KeyboardInterrupt):
+        project.run("ingest")
+    deadly.clear()
+    names.clear()
+    project.run("ingest")
+    assert names == [project.SECOND, "notes.mp4"]
+    assert sources() == before
+
+
+def test_films_are_read_again_when_they_change_or_failed_and_forgotten_when_unlisted(films_project, probed):
+    names, _ = probed
+    project.run("ingest")
+    # What failed may have had a passing cause.
+    assert names == ["notes.mp4"]
+    names.clear()
+    os.utime(films_project / project.SECOND, ns=(1, 1))
+    project.listed(films_project, [[project.SECOND, "Another title", "CC0"]])
+    project.run("ingest")
+    assert names == [project.SECOND]
+    assert sources()[project.SECOND]["title"] == "Another title"
+    assert [line["path"] for line in files.read_json_lines(ingest.FINISHED)] == [project.SECOND]

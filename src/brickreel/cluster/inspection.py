@@ -41,7 +41,6 @@ SHM_PER_RANK_GIB = 1 / 64
 """What the ranks' loader threads and NCCL's own shared segments take."""
 
 
-
 class Inspection:
     """One look at the nodes, as this rank takes part in it."""
 

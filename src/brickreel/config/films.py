@@ -43,6 +43,8 @@ class Analyze(Section):
     on every frame where there is a GPU and in windows where there is none."""
     threads: Positive = 1
     """Decoder threads per film; shards run beside each other, so that one is most economical."""
+    max_failed_share: Fraction = 0.05
+    """The stage fails when a larger share of a shard's films cannot be read; one may always, unless this is 0."""
     limits: Limits = Limits()
     """What one film may take."""
 

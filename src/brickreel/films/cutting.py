@@ -6,6 +6,7 @@ muxer starts a file with every clip. Nothing is seeked, so nothing begins in the
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import chain
@@ -20,7 +21,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from brickreel import files
-from brickreel.films import decode
+from brickreel.films import decode, isolated
 from brickreel.films.ffmpeg import Pipe
 
 # Clips per ffmpeg process: what an interruption can cost, and the bound for the length of its command.
@@ -86,23 +87,25 @@ def cut(
     stills: str,
     progress: Callable[[list[Written]], None],
 ) -> None:
-    """Write {clip_id}.mp4 into `clips` and {clip_id}.jpg into `stills`; `progress` gets what is done, run by run.
+    """Write {clip_id}.mp4 into `clips` and {clip_id}.jpg into `stills`; `progress` gets what is done, run by run,
+    and an empty list now and then in between.
 
     Pieces rise and do not overlap. Raises ValueError when the film cannot be decoded, OSError when the disk is full.
     """
-    temporary = Path(clips) / f".{pieces[0].clip_id}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    Path(clips).mkdir(parents=True, exist_ok=True)
+    # A folder of its own for each attempt: one that was given up may not have ended yet.
+    temporary = Path(tempfile.mkdtemp(prefix=f".{pieces[0].clip_id}-", dir=clips))
+    pulse = isolated.Pulse(progress)
     try:
         with decode.open_film(film.path, recipe.threads) as (container, source):
             decoded = decode.frames(container, source)
             first = next(decoded, None)
             if first is None:
                 raise ValueError("holds no frame that can be decoded")
-            frames = enumerate(_of_one_size(chain([first], decoded), (first.width, first.height)))
+            frames = enumerate(_of_one_size(chain([first], decoded), (first.width, first.height), pulse))
             del first
             for run in runs(pieces):
-                written = _write_run(film, run, recipe, frames, temporary, (Path(clips), Path(stills)))
+                written = _write_run(film, run, recipe, frames, temporary, (Path(clips), Path(stills)), pulse)
                 progress(written)
     except av.FFmpegError as error:
         raise ValueError(f"cannot be decoded: {decode.words(error)}") from error
@@ -110,11 +113,12 @@ def cut(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _of_one_size(frames: Iterator[VideoFrame], size: tuple[int, int]) -> Iterator[VideoFrame]:
+def _of_one_size(frames: Iterator[VideoFrame], size: tuple[int, int], pulse: isolated.Pulse) -> Iterator[VideoFrame]:
     """The frames, as long as they have the size that the crops were measured in."""
     for frame in frames:
         if (frame.width, frame.height) != size:
             raise ValueError(f"changes its size from {size[0]}x{size[1]} to {frame.width}x{frame.height} pixels")
+        pulse([])
         yield frame
 
 
@@ -137,6 +141,7 @@ def _write_run(
     frames: Iterator[tuple[int, VideoFrame]],
     temporary: Path,
     places: tuple[Path, Path],
+    pulse: isolated.Pulse,
 ) -> list[Written]:
     left, top, right, bottom = run[0].crop
     width, height = size(right - left, bottom - top, film, recipe.short_side)
@@ -149,15 +154,17 @@ def _write_run(
                 data = _planes(frame, piece.crop)
                 for _ in range(times):
                     pipe.write(data)
+                    pulse([])
         assert pipe is not None
         pipe.finish()
     finally:
         if pipe:
             pipe.close()
-    return [
-        _accept(piece, temporary / f"{number:06d}.mp4", stills[piece.clip_id], (width, height), places)
-        for number, piece in enumerate(run)
-    ]
+    written = []
+    for number, piece in enumerate(run):
+        written.append(_accept(piece, temporary / f"{number:06d}.mp4", stills[piece.clip_id], (width, height), places))
+        pulse([])
+    return written
 
 
 def _frames_of(

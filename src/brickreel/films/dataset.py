@@ -3,9 +3,12 @@
 import csv
 import fcntl
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader
 
@@ -18,6 +21,40 @@ _COLUMNS = (
     "clip_id", "film_id", "frames", "fps", "pose_rate", "cadence", "width", "height", "split",
     "title", "channel", "url", "licence", "rights_holder", "sha256",
 )  # fmt: skip
+_FACTS = ("film_id", "title", "channel", "url", "licence", "rights_holder")
+
+
+@dataclass
+class Totals:
+    """What the card says of the clips, added up batch by batch: there may be millions."""
+
+    clips: "Counter[str]" = field(default_factory=Counter)
+    """Of each film."""
+    films: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Id -> facts of the films that the card lists."""
+    licences: "Counter[str]" = field(default_factory=Counter)
+    splits: "Counter[str]" = field(default_factory=Counter)
+    cadences: "Counter[str]" = field(default_factory=Counter)
+    seconds: float = 0.0
+    poses: int = 0
+    in_poses: bool = False
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Count the clips of a batch of `cut_index`."""
+        self.in_poses = self.in_poses or bool(pc.any(batch["in_poses"]).as_py())
+        rate = pc.if_else(batch["in_poses"], batch["pose_rate"], batch["fps"])
+        self.seconds += pc.sum(pc.divide(batch["frames"], rate)).as_py() or 0.0
+        self.poses += pc.sum(pc.list_value_length(batch["holds"])).as_py() or 0
+        self.licences.update(name or "unlicensed" for name in batch["licence"].to_pylist())
+        self.splits.update(batch["split"].to_pylist())
+        self.cadences.update(batch["cadence"].to_pylist())
+        film_ids = batch["film_id"].to_pylist()
+        self.clips.update(film_ids)
+        for row, film_id in enumerate(film_ids):
+            if len(self.films) == LISTED:
+                break
+            if film_id not in self.films:
+                self.films[film_id] = {name: batch[name][row].as_py() for name in _FACTS}
 
 
 def describe(folder: Path, index: Path) -> None:
@@ -29,39 +66,40 @@ def describe(folder: Path, index: Path) -> None:
     with (index.parent / "dataset.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         wanted = (pc.field("kind") == "clip") & (pc.field("outcome") == "ok")
-        rows = tables.read("cut_index", index, where=wanted).to_pylist()
-        _write_metadata(folder / METADATA, rows)
-        files.write_text(folder / CARD, card(rows))
+        columns = ["kind", "outcome", "path", *_COLUMNS, "in_poses", "holds"]
+        totals = _write_metadata(folder / METADATA, tables.batches("cut_index", index, columns, wanted))
+        files.write_text(folder / CARD, card(totals))
 
 
-def _write_metadata(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_metadata(path: Path, batches: Iterator[pa.RecordBatch]) -> Totals:
+    """Write the table, and add up what is written."""
+    totals = Totals()
     with files.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["file_name", *_COLUMNS])
-        for row in rows:
-            writer.writerow([Path(row["path"]).name, *(row[name] for name in _COLUMNS)])
+        for batch in batches:
+            totals.add(batch)
+            names = [Path(name).name for name in batch["path"].to_pylist()]
+            writer.writerows(zip(names, *(batch[name].to_pylist() for name in _COLUMNS), strict=True))
+    return totals
 
 
-def card(rows: list[dict[str, Any]]) -> str:
+def card(totals: Totals) -> str:
     """The dataset card in Markdown, with the front matter that a hub reads."""
-    films: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        films.setdefault(row["film_id"], row | {"clips": 0})["clips"] += 1
     environment = Environment(
         loader=PackageLoader("brickreel.films"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["cell"] = _cell
-    rate = [row["frames"] / (row["pose_rate"] if row["in_poses"] else row["fps"]) for row in rows]
     return environment.get_template("dataset.md.j2").render(
-        rows=rows,
-        films=list(films.values())[:LISTED],
-        film_count=len(films),
-        licences=Counter(row["licence"] or "unlicensed" for row in rows).most_common(),
-        splits=Counter(row["split"] for row in rows).most_common(),
-        cadences=Counter(row["cadence"] for row in rows).most_common(),
-        minutes=sum(rate) / 60,
-        in_poses=bool(rows and rows[0]["in_poses"]),
-        poses=sum(len(row["holds"]) for row in rows),
+        rows=range(totals.clips.total()),  # of which the card says how many there are
+        films=[facts | {"clips": totals.clips[film_id]} for film_id, facts in totals.films.items()],
+        film_count=len(totals.clips),
+        licences=totals.licences.most_common(),
+        splits=totals.splits.most_common(),
+        cadences=totals.cadences.most_common(),
+        minutes=totals.seconds / 60,
+        in_poses=totals.in_poses,
+        poses=totals.poses,
     )
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from brickreel import files
+
 logger = logging.getLogger("brickreel")
 
 TIMEOUT_S = 20.0
@@ -26,14 +28,68 @@ class Item(NamedTuple):
     licence: str | None
 
 
-def expand(url: str) -> list[Item]:
+class Answer(NamedTuple):
+    """What a site says of a URL."""
+
+    is_list: bool
+    """Whether it is a channel or playlist, to which films may be added."""
+    items: list[Item]
+
+
+def expand(url: str, folder: Path) -> list[Item]:
     """The films behind a URL: itself, or the entries of a channel or playlist.
 
-    Raises ValueError with one sentence when the site cannot be reached or offers no film.
+    The site is not asked for a film that lies in `folder` already; where it gives no answer, its last one counts.
+    Raises ValueError with one sentence when the site cannot be reached or offers no film, and never did.
     """
-    with _session({"extract_flat": "in_playlist"}) as session:
-        found = _guarded(url, lambda: session.extract_info(url, download=False))
-    return list(_items(found or {}, url))
+    kept = _kept(url, folder)
+    if kept and not kept.is_list and _finished(folder, _stem(kept.items[0].url)):
+        return kept.items
+    try:
+        with _session({"extract_flat": "in_playlist"}) as session:
+            found = _guarded(url, lambda: session.extract_info(url, download=False)) or {}
+        return _noted(found, url, folder)
+    except ValueError as error:
+        return _instead(url, folder, error)
+
+
+def _noted(found: dict[str, Any], url: str, folder: Path) -> list[Item]:
+    """The films that an answer names, kept beside the downloads. Raises ValueError when there are none."""
+    answer = Answer(found.get("_type") in LISTS, _items(found, url))
+    items = [item._asdict() for item in answer.items]
+    files.write_json(_note(url, folder), {"is_list": answer.is_list, "items": items})
+    return answer.items
+
+
+def _kept(url: str, folder: Path) -> Answer | None:
+    """The last answer of a URL's site."""
+    try:
+        kept = files.read_json(_note(url, folder))
+        return Answer(kept["is_list"], [Item(**item) for item in kept["items"]])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _instead(url: str, folder: Path, error: ValueError) -> list[Item]:
+    """What is known of a URL without its site. Raises `error` when that is of no use."""
+    kept = _kept(url, folder)
+    if kept and kept.is_list:
+        items = kept.items
+    elif _finished(folder, _stem(url)):
+        items = [Item(url, url, None, None, None)]
+    else:
+        raise error
+    logger.warning("ingest: %s; what it offered before is used", error)
+    return items
+
+
+def _note(url: str, folder: Path) -> Path:
+    # Not `{stem}.`, by which the film itself is found.
+    return folder / f"{_stem(url)}-answer.json"
+
+
+def _stem(url: str) -> str:
+    return hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def _items(found: dict[str, Any], url: str) -> list[Item]:
@@ -61,9 +117,9 @@ def fetch(item: Item, folder: Path, max_height: int) -> Path | list[Item]:
     """Download a film into `folder` unless it is there already; a broken download is continued.
 
     What turns out to be a list itself, as the tabs of a channel and the seasons of a series do, is not downloaded: its
-    entries are returned. Raises ValueError with one sentence.
+    entries are returned, those of last time where the site gives no answer. Raises ValueError with one sentence.
     """
-    stem = hashlib.sha256(item.url.encode()).hexdigest()[:16]
+    stem = _stem(item.url)
     done = _finished(folder, stem)
     if done:
         return done
@@ -76,9 +132,12 @@ def fetch(item: Item, folder: Path, max_height: int) -> Path | list[Item]:
         "extract_flat": "in_playlist",
     }
     with _session(options) as session:
-        found = _guarded(item.url, lambda: session.extract_info(item.address, download=False)) or {}
-        if found.get("_type") in LISTS:
-            return list(_items(found, item.url))
+        try:
+            found = _guarded(item.url, lambda: session.extract_info(item.address, download=False)) or {}
+            if found.get("_type") in LISTS:
+                return _noted(found, item.url, folder)
+        except ValueError as error:
+            return _instead(item.url, folder, error)
         _guarded(item.url, lambda: session.process_ie_result(found, download=True))
     done = _finished(folder, stem)
     if not done:

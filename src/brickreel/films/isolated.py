@@ -1,15 +1,20 @@
 """Work on one film in a process of its own: a decoder that hangs, crashes or eats memory harms no other film."""
 
 import errno
+import fcntl
 import multiprocessing
+import os
 import resource
+import signal
 import time
 from collections.abc import Callable
 from functools import cache
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 GIB = 2**30
+# Seconds between two signs of progress: far fewer than any film may stall for.
+PULSE_S = 1.0
 
 
 class Limits(NamedTuple):
@@ -22,6 +27,21 @@ class Limits(NamedTuple):
     memory_gib: float
 
 
+class Pulse:
+    """Tells `progress` that the work goes on, at most once in `PULSE_S` seconds: to be called as often as may be."""
+
+    def __init__(self, progress: Callable[[Any], None] | None) -> None:
+        self.progress = progress
+        self.told = time.monotonic()
+
+    def __call__(self, value: Any) -> None:
+        """Say how far the work is, unless that was said just now."""
+        now = time.monotonic()
+        if self.progress and now - self.told >= PULSE_S:
+            self.told = now
+            self.progress(value)
+
+
 def call(
     work: Callable[..., Any], arguments: tuple[Any, ...], limits: Limits, watch: Callable[[Any], None] | None = None
 ) -> Any:
@@ -29,7 +49,7 @@ def call(
 
     `work` is a function of a module, its arguments are plain values, paths absolute. Raises ValueError with the reason
     when the child fails in any way: its own ValueError or OSError, a crash, a limit; OSError when the disk is full,
-    which is no fault of the film.
+    which is no fault of the film. The child ends with this process, however that ends.
     """
     context = _context()
     here, there = context.Pipe(duplex=False)
@@ -75,6 +95,7 @@ def _death(status: int | None) -> str:
 
 
 def _run(pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...], memory_gib: float) -> None:
+    _end_with_caller()
     resource.setrlimit(resource.RLIMIT_DATA, (int(memory_gib * GIB), int(memory_gib * GIB)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -88,6 +109,19 @@ def _run(pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...],
         pipe.send(("error", f"unexpected {type(error).__name__}: {error}"))
     else:
         pipe.send(("result", result))
+
+
+def _end_with_caller() -> None:
+    """In the child: get SIGKILL when the process that called dies, however it dies, even while a decoder hangs."""
+    caller = multiprocessing.parent_process()
+    assert caller
+    # Not PR_SET_PDEATHSIG: the parent is the fork server, which itself lives for as long as it has children. The pipe
+    # behind the sentinel is held open by the caller alone, and the kernel signals its end.
+    fcntl.fcntl(caller.sentinel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(caller.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(caller.sentinel, fcntl.F_SETFL, fcntl.fcntl(caller.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    if wait([caller.sentinel], 0):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @cache

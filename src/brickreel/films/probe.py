@@ -9,7 +9,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from brickreel.films import decode
+from brickreel.films import decode, isolated
 
 # Frames decoded at the beginning and after a jump to the middle.
 DECODED = 12
@@ -43,16 +43,19 @@ def probe(path: str | os.PathLike[str], progress: Callable[[int], None] | None =
     with decode.open_film(path) as (container, source):
         promised = source.frames
         codec = source.codec_context.name
-        times = _timestamps(container, source, progress)
+        times = _timestamps(container, source, isolated.Pulse(progress))
     first = _decode_some(path, 0.0)
     if len(times) < 2:
         raise ValueError("holds a single frame")
-    _decode_middle(path, float(times[len(times) // 2]), progress)
+    _decode_middle(path, float(times[len(times) // 2]), isolated.Pulse(progress))
     steps = np.diff(times)
     steps = steps[steps > 0]
     usual = float(np.median(steps)) if len(steps) else 1 / 24
-    variable = bool(len(steps) and np.mean(np.abs(steps - usual) > max(0.25 * usual, 0.0015)) > 0.01)
-    rate = _known_rate(1 / usual if variable else len(steps) / max(times[-1] - times[0], 1e-6))
+    odd = np.abs(steps - usual) > max(0.25 * usual, 0.0015)
+    variable = bool(len(steps) and odd.mean() > 0.01)
+    # Timestamps are rounded, and their mean is exact; but one gap, as where recordings were joined, would spoil it.
+    even = steps[~odd]
+    rate = _known_rate(1 / usual if variable else len(even) / max(float(even.sum()), 1e-6))
     missing = f"the header promises {promised} frames, the file has {len(times)}" if promised > len(times) + 2 else ""
     return Probe(
         codec=codec,
@@ -78,7 +81,7 @@ class _First(NamedTuple):
 
 
 def _timestamps(
-    container: "av.container.InputContainer", source: "av.VideoStream", progress: Callable[[int], None] | None
+    container: "av.container.InputContainer", source: "av.VideoStream", pulse: isolated.Pulse
 ) -> np.ndarray:
     times: list[float] = []
     tick = source.time_base or Fraction(1, 90_000)
@@ -87,8 +90,7 @@ def _timestamps(
             if packet.size and not packet.is_discard:
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 times.append(float(stamp * tick) if stamp is not None else len(times) / 24)
-            if progress and len(times) % 5000 == 0:
-                progress(len(times))
+            pulse(len(times))
     except av.InvalidDataError:
         # The file ends within a packet: what came before counts.
         pass
@@ -123,7 +125,7 @@ def _decode_some(path: str | os.PathLike[str], time_s: float) -> _First:
         )
 
 
-def _decode_middle(path: str | os.PathLike[str], time_s: float, progress: Callable[[int], None] | None) -> None:
+def _decode_middle(path: str | os.PathLike[str], time_s: float, pulse: isolated.Pulse) -> None:
     """Decode some frames from the middle on; raises ValueError where there are none."""
     try:
         _decode_some(path, time_s)
@@ -131,8 +133,7 @@ def _decode_middle(path: str | os.PathLike[str], time_s: float, progress: Callab
         # In a file without an index a jump may land behind the only key frame: then all before it is decoded as well.
         with suppress(av.FFmpegError), decode.open_film(path) as (container, source):
             for number, frame in enumerate(decode.frames(container, source)):
-                if progress and number % 240 == 0:
-                    progress(number)
+                pulse(number)
                 if frame.time is not None and frame.time >= time_s:
                     return
         raise

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from brickreel.films import cadence, decode, measure, shots
+from brickreel.films import cadence, decode, isolated, measure, shots
 
 Network = Literal["off", "candidates", "everywhere", "auto"]
 
@@ -69,7 +69,7 @@ def read(
     Raises ValueError when the film cannot be decoded.
     """
     cv2.setNumThreads(threads)
-    signals, boundaries = Signals(), _Boundaries(network)
+    signals, boundaries, pulse = Signals(), _Boundaries(network), isolated.Pulse(watch)
     before: NDArray[np.float32] | None = None
     for picture in decode.pictures(path, height, threads):
         after = picture.luma.astype(np.float32)
@@ -77,8 +77,7 @@ def read(
         before = after
         _append(signals, picture, score, motion, flicker)
         boundaries.add(_tiny(picture))
-        if watch and picture.frame % 240 == 0:
-            watch(picture.frame)
+        pulse(picture.frame)
     _decide(signals, *boundaries.finish())
     return signals
 

@@ -1,7 +1,8 @@
 """Read every signal off one decode pass per film, one part file per shard."""
 
-import hashlib
 import logging
+import math
+import os
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from brickreel import files, tables
+from brickreel.cluster import exits
 from brickreel.config import Analyze, Config
 from brickreel.films import isolated, signals
 from brickreel.progress import Bar
@@ -21,37 +24,86 @@ from brickreel.stages.ingest import OUTPUT as SOURCES
 logger = logging.getLogger("brickreel")
 
 OUTPUT = Path("results/analyze")
-# Finished films of a shard that was interrupted: kept, and joined into the shard's part at its end.
-FINISHED = OUTPUT / "films"
+# One part per film, joined into the shard's table at its end and kept: after an interruption, and when a film is added,
+# only what is missing is decoded. It is a second copy, of about 260 bytes per frame or 2 MB for five minutes of film:
+# a few hundredths of the film. The table cannot serve instead, since Snakemake removes it before the stage runs again.
+# Readers that open the folder above as one table pass over names that begin with an underscore.
+FINISHED = OUTPUT / "_films"
 
 
 def run(config: Config, shard: Shard = Shard()) -> None:  # noqa: B008  (frozen)
-    """Write results/analyze/{shard}.parquet. A film that fails has one row with its reason."""
-    listed = tables.read("sources", SOURCES).to_pylist()
-    films = [film for film in listed if film["outcome"] == "ok" and shard.owns(film["film_id"])]
+    """Write results/analyze/{shard}.parquet. A film that fails has one row with its reason.
+
+    Raises ValueError, with the table written, when more than `analyze.max_failed_share` of the shard's films failed,
+    rounded up so that one damaged film does not stop a small shard, or when all failed and none is there to be opened;
+    OSError when a film's file is out of reach for a reason that passes, or the disk is full.
+    """
+    films = tables.owned("sources", SOURCES, "film_id", shard.owns, where=pc.field("outcome") == "ok").to_pylist()
     settings = config.analyze
     total = sum(film["frames"] for film in films)
+    parts: list[Path] = []
+    failed: dict[str, str] = {}
     with Bar(f"analyze {shard.name}", total, "frames") as bar:
-        parts = [_finished(film, settings, bar) for film in films]
+        for film in films:
+            part, reason = _finished(film, settings, bar)
+            parts.append(part)
+            if reason:
+                failed[film["path"]] = reason
     _join(parts, OUTPUT / f"{shard.name}.parquet")
     tables.remove_parts(OUTPUT, shard.count)
-    for part in parts:
-        part.unlink(missing_ok=True)
-    logger.info("analyze %s: %d films", shard.name, len(films))
+    _tidy(shard, set(parts))
+    logger.info("analyze %s: %d films, %d failed", shard.name, len(films), len(failed))
+    _check(failed, len(films), settings)
 
 
-def _finished(film: Mapping[str, Any], settings: Analyze, bar: Bar) -> Path:
-    """The table of one film, made now or by the attempt before."""
-    # The limits, so that a film which failed of them is tried again with others.
-    limits = hashlib.sha256(settings.limits.model_dump_json().encode()).hexdigest()[:8]
-    key = f"{film['film_id']}-{settings.height}-{settings.transnet}-{limits}"
-    part = FINISHED / f"{key}.parquet"
-    if not part.exists():
-        tables.write("signals", part, _film(film, settings, bar))
-    return part
+def _check(failed: Mapping[str, str], count: int, settings: Analyze) -> None:
+    """Raise ValueError when so many of `count` films failed that the cause is hardly the films."""
+    away = len(failed) == count and not any(os.access(path, os.R_OK) for path in failed)
+    if failed and (away or len(failed) > math.ceil(settings.max_failed_share * count)):
+        path, reason = next(iter(failed.items()))
+        rule = "and none is there to be opened" if away else "more than `analyze.max_failed_share` allows"
+        raise ValueError(f"{len(failed)} of {count} films failed, {rule}; the first, {path}: {reason}")
 
 
-def _film(film: Mapping[str, Any], settings: Analyze, bar: Bar) -> pa.Table:
+def _finished(film: Mapping[str, Any], settings: Analyze, bar: Bar) -> tuple[Path, str]:
+    """The table of one film, made now or by an attempt before, and why the film failed: empty when it did not."""
+    part = FINISHED / f"{film['film_id']}-{settings.height}-{settings.transnet}.parquet"
+    if _whole(part):
+        bar.advance(film["frames"], note=film["title"] or film["film_id"])
+        return part, ""
+    try:
+        rows, reason = as_table(film["film_id"], _read(film, settings, bar)), ""
+    except ValueError as error:
+        reason = _unopened(film["path"]) or str(error)
+        logger.info("analyze: %s: failed: %s", film["path"], reason)
+        rows = _failure(film["film_id"], reason)
+    tables.write("signals", part, rows)
+    return part, reason
+
+
+def _whole(part: Path) -> bool:
+    """Whether a film's table is there and good. A failure may have been the node's, and is not kept."""
+    try:
+        found = tables.read("signals", part, columns=["outcome"])
+    except (FileNotFoundError, ValueError):
+        # Not there, or of another version.
+        return False
+    return bool(pc.all(pc.equal(found["outcome"], "ok")).as_py())
+
+
+def _unopened(path: str) -> str:
+    """Why the file of a film that failed cannot be opened, empty when it can. Raises OSError where that passes."""
+    try:
+        with Path(path).open("rb") as stream:
+            stream.read(1)
+    except OSError as error:
+        if error.errno in exits.PASSING:
+            raise
+        return f"cannot be opened: {error.strerror}"
+    return ""
+
+
+def _read(film: Mapping[str, Any], settings: Analyze, bar: Bar) -> signals.Signals:
     limits = isolated.Limits(**settings.limits.model_dump())
     arguments = (str(Path(film["path"]).resolve()), settings.height, settings.transnet, settings.threads)
     seen = 0
@@ -61,13 +113,9 @@ def _film(film: Mapping[str, Any], settings: Analyze, bar: Bar) -> pa.Table:
         bar.advance(frames - seen, note=film["title"] or film["film_id"])
         seen = frames
 
-    try:
-        found = isolated.call(signals.read, arguments, limits, watch)
-    except ValueError as error:
-        logger.info("analyze: %s: failed: %s", film["path"], error)
-        return _failure(film["film_id"], str(error))
+    found: signals.Signals = isolated.call(signals.read, arguments, limits, watch)
     watch(film["frames"])
-    return as_table(film["film_id"], found)
+    return found
 
 
 def as_table(film_id: str, found: signals.Signals) -> pa.Table:
@@ -101,3 +149,11 @@ def _join(parts: list[Path], output: Path) -> None:
     with files.replacing(output) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for part in parts:
             writer.write_table(tables.read("signals", part).cast(schema))
+
+
+def _tidy(shard: Shard, parts: set[Path]) -> None:
+    """Remove the shard's parts of films no longer listed or read with other settings, and what an interruption left."""
+    for path in FINISHED.iterdir() if FINISHED.is_dir() else ():
+        film_id = path.name.lstrip(".")[:16]
+        if path not in parts and shard.owns(film_id):
+            path.unlink(missing_ok=True)

@@ -4,8 +4,11 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from brickreel import tables
 from brickreel.captions import checks, corrections, embedded, review
@@ -20,6 +23,7 @@ logger = logging.getLogger("brickreel")
 
 INDEX = Path("results/cut/index.parquet")
 CAPTIONS = Path("results/caption/captions.parquet")
+_GOOD = pc.field("outcome") == "ok"
 
 Name = tuple[str, str]
 
@@ -36,10 +40,9 @@ def run(config: Config, shard: Shard = Shard()) -> None:  # noqa: B008  (frozen)
         from brickreel.captions import endpoint
 
         endpoint.check(settings)
-    manifest = [r for r in tables.read("cut_index", INDEX).to_pylist() if r["outcome"] == "ok"]
     if shard.index == 0:
-        _warn_of_strangers(by_hand, {(r["clip_id"], r["kind"]) for r in manifest}, settings)
-    rows = [r for r in manifest if shard.owns(r["clip_id"])]
+        _warn_of_strangers(by_hand, settings)
+    rows = tables.owned("cut_index", INDEX, "clip_id", shard.owns, where=_GOOD).to_pylist()
     names: list[Name] = [(r["clip_id"], r["kind"]) for r in rows]
     captions: dict[Name, Caption] = {}
     items: list[Item] = []
@@ -58,8 +61,11 @@ def run(config: Config, shard: Shard = Shard()) -> None:  # noqa: B008  (frozen)
     _review(settings, shard)
 
 
-def _warn_of_strangers(by_hand: Mapping[Name, Caption], known: Set[Name], settings: Settings) -> None:
+def _warn_of_strangers(by_hand: Mapping[Name, Caption], settings: Settings) -> None:
     """A correction with a misspelt id would otherwise be lost without a word."""
+    corrected = pc.field("clip_id").isin(pa.array([clip_id for clip_id, _ in by_hand], pa.string()))
+    found = tables.read("cut_index", INDEX, columns=["clip_id", "kind"], where=corrected & _GOOD)
+    known = set(zip(found["clip_id"].to_pylist(), found["kind"].to_pylist(), strict=True))
     strangers = [f"{clip_id} ({kind})" for clip_id, kind in by_hand if (clip_id, kind) not in known]
     if strangers:
         logger.warning(

@@ -69,14 +69,16 @@ def _adopt(settings: Cut, table: Path, shard: Shard) -> list[dict[str, Any]]:
 
 
 def _cut(settings: Cut, shard: Shard) -> list[dict[str, Any]]:
-    chosen = tables.read("clips", CLIP_TABLE, where=pc.field("outcome") == "ok").to_pylist()
+    clip_rows, film_rows = (
+        tables.owned(name, path, "film_id", shard.owns, where=pc.field("outcome") == "ok").to_pylist()
+        for name, path in (("clips", CLIP_TABLE), ("sources", SOURCES))
+    )
     films: dict[str, list[dict[str, Any]]] = {}
-    for clip in chosen:
-        if shard.owns(clip["film_id"]):
-            films.setdefault(clip["film_id"], []).append(clip)
-    _tidy(shard, {clip["clip_id"] for clip in chosen})
-    facts = {row["film_id"]: row for row in tables.read("sources", SOURCES).to_pylist() if row["outcome"] == "ok"}
-    journal = Journal(FINISHED / f"{shard.name}.jsonl")
+    for clip in clip_rows:
+        films.setdefault(clip["film_id"], []).append(clip)
+    _tidy(shard, {clip["clip_id"] for clip in clip_rows})
+    facts = {row["film_id"]: row for row in film_rows}
+    journal = Journal(FINISHED / f"{shard.name}.jsonl", shard)
     rows: list[dict[str, Any]] = []
     with Bar(f"cut {shard.name}", sum(map(len, films.values())), "clips") as bar:
         for film_id, clips in films.items():
@@ -148,12 +150,16 @@ def key(piece: cutting.Piece, film: cutting.Film, recipe: cutting.Recipe) -> str
 
 
 class Journal:
-    """Clips that are finished, with the key of their making: JSON lines, one file per shard, read over all shards."""
+    """A shard's clips that are finished, with the key of their making: JSON lines, one file per shard.
 
-    def __init__(self, path: Path) -> None:
+    All files are read, since the shards may have been others.
+    """
+
+    def __init__(self, path: Path, shard: Shard) -> None:
         self.path = path
-        lines = [line for part in sorted(path.parent.glob("*.jsonl")) for line in files.read_json_lines(part)]
-        self.lines = {line["clip_id"]: line for line in lines if "clip_id" in line}
+        lines = (line for part in sorted(path.parent.glob("*.jsonl")) for line in files.read_json_lines(part))
+        mine = (line for line in lines if "clip_id" in line and shard.owns(line["clip_id"][:16]))
+        self.lines = {line["clip_id"]: line for line in mine}
 
     def find(self, clip_id: str, key: str) -> cutting.Written | None:
         """What was written under this key, if both files are still there in their size."""
@@ -204,7 +210,7 @@ def _rows(clip: Mapping[str, Any], written: cutting.Written, settings: Cut) -> l
 
 
 def _tidy(shard: Shard, clip_ids: set[str]) -> None:
-    """Remove clips that are no longer chosen, and what an interruption left: the folder is the dataset."""
+    """Remove the shard's clips that are no longer chosen, and what an interruption left: the folder is the dataset."""
     for folder in (CLIPS, STILLS):
         for path in folder.iterdir() if folder.is_dir() else ():
             unfinished = path.name.startswith(".")

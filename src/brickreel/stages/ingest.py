@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from brickreel import files, tables
 from brickreel.config import Config, Ingest
@@ -14,6 +14,8 @@ logger = logging.getLogger("brickreel")
 
 OUTPUT = Path("results/ingest/sources.parquet")
 DOWNLOADS = Path("results/ingest/films")
+# What films were found to be: a restart hashes and probes only what is new.
+FINISHED = Path("results/ingest/finished.jsonl")
 UNLICENSED = "unlicensed"
 
 
@@ -23,13 +25,15 @@ def run(config: Config) -> None:
     listed = sources.read(settings.sources)
     rows: list[dict[str, Any]] = []
     seen: dict[str, str] = {}
+    journal = Journal(FINISHED)
     with Bar("ingest", len(listed), "sources") as bar:
         for source in listed:
-            for row in _films(source, settings):
+            for row in _films(source, settings, journal):
                 rows.append(_without_repetition(row, seen))
                 if row["outcome"] != "ok":
                     logger.info("ingest: %s: %s: %s", row["path"] or row["url"], row["outcome"], row["reason"])
             bar.advance()
+    journal.keep()
     tables.write("sources", OUTPUT, rows)
     usable = sum(row["outcome"] == "ok" for row in rows)
     logger.info("ingest: %d of %d films can be used", usable, len(rows))
@@ -38,10 +42,10 @@ def run(config: Config) -> None:
         raise ValueError(f"{settings.sources} lists no film that can be used{first} (reasons in {OUTPUT})")
 
 
-def _films(source: sources.Source, settings: Ingest) -> Iterator[dict[str, Any]]:
+def _films(source: sources.Source, settings: Ingest, journal: "Journal") -> Iterator[dict[str, Any]]:
     """One finished row per film that a line of the list means."""
     if source.url:
-        yield from _downloads(source, settings)
+        yield from _downloads(source, settings, journal)
         return
     try:
         found = list(sources.files_of(source, settings.sources.parent))
@@ -49,12 +53,12 @@ def _films(source: sources.Source, settings: Ingest) -> Iterator[dict[str, Any]]
         yield _row(source, source.path, "failed", str(error))
         return
     for path in found:
-        yield _film(source, path, settings)
+        yield _film(source, path, settings, journal)
 
 
-def _downloads(source: sources.Source, settings: Ingest) -> Iterator[dict[str, Any]]:
+def _downloads(source: sources.Source, settings: Ingest, journal: "Journal") -> Iterator[dict[str, Any]]:
     try:
-        items = download.expand(source.url)
+        items = download.expand(source.url, DOWNLOADS)
     except ValueError as error:
         yield _row(source, "", "failed", str(error))
         return
@@ -73,14 +77,14 @@ def _downloads(source: sources.Source, settings: Ingest) -> Iterator[dict[str, A
             yield _row(one, "", "failed", str(error))
             continue
         if isinstance(found, Path):
-            yield _film(one, found, settings)
+            yield _film(one, found, settings, journal)
         elif item.url not in lists:
             # A list in the list: its films are next. One that names itself is read once.
             lists.add(item.url)
             items += found
 
 
-def _film(source: sources.Source, path: Path, settings: Ingest) -> dict[str, Any]:
+def _film(source: sources.Source, path: Path, settings: Ingest, journal: "Journal") -> dict[str, Any]:
     if not path.is_file():
         return _row(source, str(path), "failed", "there is no such file")
     if _shown(path) != str(path):
@@ -89,13 +93,63 @@ def _film(source: sources.Source, path: Path, settings: Ingest) -> dict[str, Any
         return _row(source, str(path), "dropped", _no_licence())
     limits = isolated.Limits(**settings.limits.model_dump())
     try:
-        film_id = files.sha256(path)[:16]
-        found = isolated.call(probe.probe, (str(path.resolve()),), limits)
+        # Before it is read: what changes meanwhile is read again next time.
+        state = FileState.of(path)
+        known = journal.find(state)
+        film_id = known[0] if known else files.sha256(path)[:16]
+        found = known[1] if known else isolated.call(probe.probe, (str(path.resolve()),), limits)
     except (ValueError, OSError) as error:
         return _row(source, str(path), "failed", str(error))
+    journal.add(state, film_id, found)
     facts = found._asdict()
     note = facts.pop("note")
     return _row(source, str(path), "ok", note) | facts | {"film_id": film_id}
+
+
+class FileState(NamedTuple):
+    """What tells a file from what it was before, without reading it."""
+
+    path: str
+    size: int
+    """In bytes."""
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "FileState":
+        """The state of a file now."""
+        facts = path.stat()
+        return cls(str(path), facts.st_size, facts.st_mtime_ns)
+
+
+class Journal:
+    """Films that are hashed and probed, by the state of their file: JSON lines. No setting changes what they are."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines = {line["path"]: line for line in files.read_json_lines(path) if "path" in line}
+        self.used: set[str] = set()
+
+    def find(self, state: FileState) -> tuple[str, probe.Probe] | None:
+        """Id and facts of a film, if its file is still the same."""
+        line = self.lines.get(state.path, {})
+        if any(line.get(name) != value for name, value in state._asdict().items()):
+            return None
+        if not {"film_id", *probe.Probe._fields} <= set(line):
+            return None
+        return line["film_id"], probe.Probe(**{name: line[name] for name in probe.Probe._fields})
+
+    def add(self, state: FileState, film_id: str, found: probe.Probe) -> None:
+        """Put down a film, unless it is there already."""
+        self.used.add(state.path)
+        line = {**state._asdict(), "film_id": film_id, **found._asdict()}
+        if self.lines.get(state.path) != line:
+            self.lines[state.path] = line
+            files.append_json_line(self.path, line)
+
+    def keep(self) -> None:
+        """Leave only the films that this run has used."""
+        lines = [line for path, line in self.lines.items() if path in self.used]
+        files.write_text(self.path, "".join(files.json_line(line) for line in lines))
 
 
 def _no_licence() -> str:
