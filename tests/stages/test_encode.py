@@ -165,6 +165,14 @@ def test_shards_divide_the_clips_and_a_clip_without_caption_is_dropped(project):
     assert reasons == {"clip2": "no_caption"}
 
 
+def test_a_shard_knows_where_its_clips_stand_among_all(project):
+    everything = encode._places(Shard())
+    assert sorted(everything.values()) == list(range(len(everything)))
+    parts = [encode._places(Shard(index, 3)) for index in range(3)]
+    assert sum(map(len, parts)) == len(everything)
+    assert parts[0] | parts[1] | parts[2] == everything
+
+
 def test_parts_of_a_larger_number_of_shards_go(project):
     for count in (3, 2):
         for number in range(count):

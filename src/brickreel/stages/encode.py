@@ -26,6 +26,7 @@ logger = logging.getLogger("brickreel")
 
 CLIPS = Path("results/cut/index.parquet")
 CAPTIONS = Path("results/caption/captions.parquet")
+ORDER = [("clip_id", "ascending"), ("kind", "ascending")]
 FOLDER = Path("results/encode")
 CLIPS_PER_TEXT_BATCH = 16
 _ENCODERS = ("autoencoder", "text_encoder")
@@ -71,23 +72,36 @@ def run(config: Config, shard: Shard = Shard()) -> None:  # noqa: B008  (frozen)
 
 def plan_jobs(config: Config, shard: Shard) -> list[Job]:
     """What the shard's clips are to become, from the manifest, the captions and the runs' data settings."""
-    clips = tables.read("cut_index", CLIPS).sort_by([("clip_id", "ascending"), ("kind", "ascending")]).to_pylist()
-    texts = read_texts(clips)
+    good = pc.field("outcome") == "ok"
+    clips = tables.owned("cut_index", CLIPS, "clip_id", shard.owns, where=good).sort_by(ORDER).to_pylist()
+    texts = read_texts(clips, shard)
     settings = {data_key(run.data): run.data for run in config.runs.values()}
     if not settings:
         raise ValueError("`runs:` is empty: encode derives its shapes from the runs")
-    jobs = []
-    for row, clip in enumerate(clips):
-        if clip["outcome"] == "ok" and shard.owns(clip["clip_id"]):
-            jobs.append(plan_job(config, settings, clip, texts.get((clip["clip_id"], clip["kind"])), row))
-    return jobs
+    places = _places(shard)
+    names = [(clip["clip_id"], clip["kind"]) for clip in clips]
+    return [
+        plan_job(config, settings, clip, texts.get(name), places[name]) for name, clip in zip(names, clips, strict=True)
+    ]
 
 
-def read_texts(clips: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
+def _places(shard: Shard) -> dict[tuple[str, str], int]:
+    """Where the shard's clips and stills stand in the manifest of all: what the original's assignment draws by."""
+    ids = tables.read("cut_index", CLIPS, columns=["clip_id", "kind"]).sort_by(ORDER)
+    found: dict[tuple[str, str], int] = {}
+    first = 0
+    for batch in ids.to_batches(max_chunksize=tables.BATCH):
+        pairs = zip(batch["clip_id"].to_pylist(), batch["kind"].to_pylist(), strict=True)
+        found |= {pair: first + place for place, pair in enumerate(pairs) if shard.owns(pair[0])}
+        first += len(batch)
+    return found
+
+
+def read_texts(clips: list[dict[str, Any]], shard: Shard = Shard()) -> dict[tuple[str, str], str]:  # noqa: B008
     """(clip_id, kind) -> caption: the caption stage's, else the one that came with an adopted dataset."""
     texts = {(clip["clip_id"], clip["kind"]): clip["text"] for clip in clips if clip["text"]}
     if CAPTIONS.exists() or not texts:
-        captions = tables.read("captions", CAPTIONS, where=pc.field("outcome") == "ok")
+        captions = tables.owned("captions", CAPTIONS, "clip_id", shard.owns, where=pc.field("outcome") == "ok")
         texts |= {(row["clip_id"], row["kind"]): row["text"] for row in captions.to_pylist() if row["text"]}
     return texts
 
