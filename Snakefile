@@ -36,6 +36,10 @@ onstart:
         files.hold(".snakemake/brickreel.lock")
     except BlockingIOError as error:
         raise WorkflowError(str(error)) from None
+    # Before captions are paid for and jobs wait in a queue.
+    needed = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    if needed & NEED_WEIGHTS and not workflow.touch:
+        missing_weights()
 
 
 # A failed run has a report too: of how far it came, and where the time went.

@@ -91,7 +91,7 @@ def stage_command(stage: Stage) -> click.Command:
         options.append(click.Option(["--text", "text_only"], is_flag=True, help="Only print it, for a terminal."))
     if stage.name == "export":
         for name, what in (("--push", "the model"), ("--push-dataset", "the clips")):
-            options.append(click.Option([name], default="", help=f"OWNER/NAME on a hub that {what} is sent to."))
+            options.append(click.Option([name], default="", help=f"Send {what} to OWNER/NAME on a hub."))
 
     def call(configs: tuple[str, ...], log_file: str | None, debug: bool, **scope: Any) -> None:
         set_up_logging(log_file)

@@ -40,7 +40,7 @@ def run_stage(name: str, configs: tuple[str, ...] = (), **scope: Any) -> None:
     if "shard" in scope and not scope["shard"].startswith("all"):
         part = scopes[0]["shard"].name
     module = importlib.import_module(f"brickreel.stages.{name}")
-    with recorder.recording(name, part, settings.telemetry, enabled=me.local_rank == 0):
+    with recorder.recording(name, part, config.telemetry(settings), enabled=me.local_rank == 0):
         for one in scopes:
             with _alone(name, one["shard"]) if "shard" in one else nullcontext():
                 module.run(settings, **one)

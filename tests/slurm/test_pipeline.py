@@ -44,6 +44,7 @@ def profile(path):
     read["latency-wait"] = 20
     for stage, resources in read["set-resources"].items():
         resources["runtime"] = 20
+        resources["mem_mb"] = 1500
         if stage in ("preflight", "train"):
             resources |= {"nodes": 2, "tasks_per_node": 2, "cpus_per_task": 1, "gres": "gpu:2", "mem_mb": 4000}
     path.write_text(yaml.safe_dump(read))

@@ -139,3 +139,22 @@ def test_missing_sources_are_one_sentence(project):
     assert done.returncode != 0
     assert "films/sources.csv" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_weights_that_are_not_here_stop_the_graph_before_its_first_job(project):
+    tiny = {"path": "builtin:tiny"}
+    base = {"transformer": tiny, "autoencoder": tiny, "text_encoder": {"path": "nobody/none"}}
+    settings = {**SETTINGS, "base": base}
+    done = snakemake(project, settings, check=False)
+    assert done.returncode == 1
+    assert "hf download nobody/none" in done.stderr
+    assert not (project / "results/ingest").exists()
+    cut = snakemake(project, settings, "--until", "ingest", check=False)
+    assert "nobody/none" not in cut.stderr
+
+
+def test_how_stages_are_recorded_reaches_them_without_being_a_setting_of_theirs(project):
+    snakemake(project, {**SETTINGS, "telemetry": {"enabled": False}}, "--until", "ingest", check=False)
+    assert (project / "logs/ingest").is_dir()
+    assert not (project / "logs/telemetry/ingest").exists()
+    assert "telemetry" not in (project / "results/settings/ingest.json").read_text()

@@ -19,14 +19,33 @@ RUNS = list(CONFIG.selected_runs)
 WITHDRAWN = [str(withdrawn.LIST)] if withdrawn.LIST.exists() else []
 SHARDS = [f"{index:02d}" for index in range(CONFIG.project.shards)]
 
+# How stages are recorded is no setting of a stage, which would run anew when it changes. Braces are names to it.
+TELEMETRY = shlex.quote(CONFIG.telemetry.model_dump_json())
+TELEMETRY = TELEMETRY.replace("{", "{{").replace("}", "}}")
+
 # Rules call `brickreel`: the one that stands beside the Python that runs Snakemake, whatever the caller's PATH says.
 shell.prefix(
-    f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
+    f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+    f" {brickreel_config.TELEMETRY}={TELEMETRY}; "
 )
 
 for stage in STAGES:
     for run in RUNS if stage.scope == "run" else [None]:
         brickreel_config.write_settings(CONFIG, stage.name, run)
+
+
+NEED_WEIGHTS = {"caption", "encode", "plan", "train", "sample"}
+
+
+def missing_weights():
+    """Raise WorkflowError, with what to download and where to put it, when a part of the base model is not here."""
+    from brickreel.models import load
+
+    try:
+        for part in ("transformer", "autoencoder", "text_encoder"):
+            load.locate(part, **getattr(CONFIG.base, part).model_dump())
+    except FileNotFoundError as error:
+        raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:

@@ -48,6 +48,7 @@ rule preflight:
         env="results/preflight/{run}/nccl.env",
     log:
         "logs/preflight/{run}.log",
+    retries: 0  # its own batch script puts it back into the queue
     conda:
         "../../environment.yml"
     resources:
@@ -67,6 +68,7 @@ rule train:
         ema="results/train/{run}/final/ema/diffusion_pytorch_model.safetensors",
     log:
         "logs/train/{run}.log",
+    retries: 0  # its own batch script puts it back into the queue
     conda:
         "../../environment.yml"
     threads: 8

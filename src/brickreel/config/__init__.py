@@ -133,6 +133,16 @@ def load(*sources: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
         raise ValueError(_explain(error)) from None
 
 
+TELEMETRY = "BRICKREEL_TELEMETRY"
+"""Variable by which the graph tells its stages how they are recorded: a setting of theirs would make them run anew."""
+
+
+def telemetry(config: Config, environ: Mapping[str, str] = os.environ) -> Telemetry:
+    """How to record: as the graph says, else as the configuration does. Raises ValueError where the graph's is none."""
+    told = environ.get(TELEMETRY)
+    return load({"telemetry": yaml.safe_load(told)}).telemetry if told else config.telemetry
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))

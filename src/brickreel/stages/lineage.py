@@ -161,7 +161,7 @@ def _command(
     name: str, purpose: str, work: Callable[[str], dict[str, Any]], show: Callable[[dict[str, Any]], str]
 ) -> Any:
     @click.command(name, help=purpose)
-    @click.option("--film", required=True, help="The film's id, or its path as listed in the sources.")
+    @click.option("--film", required=True, help="The film's id, or its path in results/ingest/sources.parquet.")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     def command(film: str, as_json: bool, debug: bool) -> None:
@@ -196,4 +196,9 @@ def _farewell(traced: dict[str, Any]) -> str:
 lineage_command = _command(
     "lineage", "List what a film went into: clips, captions, latents, checkpoints.", trace, as_text
 )
-withdraw_command = _command("withdraw", "Remove a film from the dataset and name the checkpoints.", withdraw, _farewell)
+withdraw_command = _command(
+    "withdraw",
+    "Delete a film's clips, and exported datasets with them; name the checkpoints that saw it.",
+    withdraw,
+    _farewell,
+)
