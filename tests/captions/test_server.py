@@ -129,6 +129,13 @@ def test_replicas_of_a_node_share_its_gpus():
     assert devices("0", 1, 2) == "0", "fewer GPUs than ranks are left as they are"
 
 
+def test_replicas_share_all_gpus_where_nothing_says_which(monkeypatch):
+    monkeypatch.setattr("pynvml.nvmlInit", lambda: None)
+    monkeypatch.setattr("pynvml.nvmlDeviceGetCount", lambda: 4)
+    found = [server._environment({}, Ranks(rank, 2, rank, 2)) for rank in range(2)]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in found] == ["0,1", "2,3"]
+
+
 def test_shards_are_spread_over_the_replicas_of_a_launched_job(tmp_path):
     project.make(tmp_path, clips=0, stills=24)
     write_settings(shards=4, command=(*PROGRAM, "--log", str(tmp_path / "paid-{port}.jsonl")))

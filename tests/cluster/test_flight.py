@@ -78,3 +78,8 @@ def test_ranks_at_the_same_collective_are_said_to_be():
 
 def test_without_records_nothing_is_claimed():
     assert flight.suspects({}, 4) == ""
+
+
+def test_a_rank_that_has_started_no_collective_has_no_entries():
+    told = flight.suspects({0: {"entries": [entry(4)]}, 1: {"version": "2.4"}}, 2)
+    assert told == "rank 1 did not come to the gloo:all_reduce in which rank 0 waits"

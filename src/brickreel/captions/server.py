@@ -125,11 +125,23 @@ def running(settings: CaptionServer, model: str) -> Server:
 def _environment(environment: "os._Environ[str]", me: ranks.Ranks) -> dict[str, str]:
     """The environment with this rank's equal share of the GPUs that its node's ranks see."""
     found = dict(environment)
-    devices = [word for word in found.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
+    visible = found.get("CUDA_VISIBLE_DEVICES")
+    devices = _all_gpus() if visible is None else [word for word in visible.split(",") if word]
     share = len(devices) // me.local_world_size
     if share:
         found["CUDA_VISIBLE_DEVICES"] = ",".join(devices[me.local_rank * share : (me.local_rank + 1) * share])
     return found
+
+
+def _all_gpus() -> list[str]:
+    """Numbers of the GPUs of this machine; none where there is no driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return [str(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
 
 
 def _end_with_parent() -> None:

@@ -56,9 +56,17 @@ def _answer(ear: socket.socket, rank: int) -> None:
             continue
         try:
             prefix = request.decode()
-            files.write_text(Path(f"{prefix}-{rank}.json"), c10d._dump_fr_trace_json(True, False).decode())
+            files.write_text(Path(f"{prefix}-{rank}.json"), _record(c10d))
         except (OSError, AttributeError, RuntimeError, ValueError) as error:
             logger.warning("no flight record of rank %d: %s", rank, error)
+
+
+def _record(c10d: Any) -> str:
+    """The last collectives: nccl's, which has a recorder of its own, where there is a GPU; else gloo's."""
+    import torch
+
+    nccl = getattr(c10d, "_dump_nccl_trace_json", None) if torch.cuda.is_available() else None
+    return str((nccl or c10d._dump_fr_trace_json)(True, False).decode())
 
 
 def _sender(about: list[tuple[int, int, bytes]]) -> int | None:
@@ -92,14 +100,16 @@ def read(folder: Path, prefix: str) -> dict[int, dict[str, Any]]:
 def suspects(records: Mapping[int, Mapping[str, Any]], ranks: int) -> str:
     """A sentence about who is missing in the collective that the others wait in; empty when nothing tells."""
     silent = [rank for rank in range(ranks) if rank not in records]
-    counts = {rank: sum(not entry["is_p2p"] for entry in record["entries"]) for rank, record in records.items()}
-    last = {rank: max((e["record_id"] for e in record["entries"]), default=-1) for rank, record in records.items()}
+    # Without any collective the recorder leaves `entries` out.
+    entries = {rank: record.get("entries", []) for rank, record in records.items()}
+    counts = {rank: sum(not entry["is_p2p"] for entry in found) for rank, found in entries.items()}
+    last = {rank: max((entry["record_id"] for entry in found), default=-1) for rank, found in entries.items()}
     sentences = [f"{_ranks(silent)} did not answer: stopped, or gone"] if silent and records else []
     most = max(last.values(), default=-1)
     behind = [rank for rank in sorted(last) if last[rank] < most]
     if behind:
         waiting = next(rank for rank in sorted(last) if last[rank] == most)
-        call = next(e for e in reversed(records[waiting]["entries"]) if e["record_id"] == most)["profiling_name"]
+        call = next(e for e in reversed(entries[waiting]) if e["record_id"] == most)["profiling_name"]
         sentences.append(f"{_ranks(behind)} did not come to the {call} in which rank {waiting} waits")
     elif not silent and len(set(counts.values())) == 1:
         sentences.append("all ranks stand at the same collective")

@@ -82,7 +82,7 @@ class Inspection:
         """All checks that know no model, on rank 0; an empty list elsewhere. A collective call of all ranks."""
         alone = (self.node_checks(index, written) if self.leader else []) + self.storage()
         rate = compute.tflops(self.device, GEMM_S[self.settings.quick])
-        copies = compute.copies(self.device)
+        copies = self._copies()
         everyone = sweep.gather((alone, self.facts() if self.leader else {}, rate, copies), self.ranks)
         names = [self.nodes[rank] for rank in self.leaders]
         offsets = self._offsets()
@@ -115,6 +115,16 @@ class Inspection:
 
     def _gpus_now(self) -> dict[str, Row]:
         return self.gpus.sample() if self.gpus else {}
+
+    def _copies(self) -> compute.Copies | None:
+        """Each GPU's copies while its node's others rest: two may share a PCIe switch and its way to the host."""
+        found = None
+        turns = max(sweep.gather(self.ranks.local_world_size, self.ranks)) if self.device != "cpu" else 0
+        for turn in range(turns):
+            if turn == self.ranks.local_rank:
+                found = compute.copies(self.device)
+            sweep.gather(turn, self.ranks)
+        return found
 
     def _interfaces(self) -> list[Check]:
         import psutil

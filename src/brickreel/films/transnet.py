@@ -31,11 +31,18 @@ def network() -> Any:
     return made
 
 
+@cache
 def on_gpu() -> bool:
-    """Whether the network runs on a GPU, where every frame costs less than looking for the doubtful ones."""
+    """Whether the network runs on a GPU, where every frame costs less than looking for the doubtful ones.
+
+    Tried and not asked: the limit of memory under which a film is read may be too small for a GPU's context.
+    """
     import torch
 
-    return bool(torch.cuda.is_available())
+    try:
+        return torch.cuda.is_available() and bool(torch.zeros(1, device="cuda").is_cuda)
+    except RuntimeError:
+        return False
 
 
 def probabilities(pictures: NDArray[np.uint8], frames: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:

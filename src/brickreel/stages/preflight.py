@@ -118,6 +118,8 @@ def rehearsal(config: configuration.Config, run: str, ranks: Ranks) -> list[Chec
     except RuntimeError as error:  # torch's out-of-memory error is one
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         problem = f"{first_line}: make the micro-batch smaller, or end what uses its memory"
+        # Ranks that wait for this one in a collective of the backend may end before they hear of it.
+        logger.error("rank %d on %s: %s", ranks.rank, ranks.node, problem)
     found = sweep.gather((ranks.node, trial, problem), ranks)
     return worst_per_node(_judge_rehearsal(found) + _judge_reading(found)) if ranks.rank == 0 else []
 

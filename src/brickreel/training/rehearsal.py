@@ -71,6 +71,8 @@ def rehearse(backend: Any, run: Run, plan: BucketPlan, device: torch.device, ste
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**30
         total = torch.cuda.get_device_properties(device).total_memory / 2**30
+        # What comes next may need the memory in another process.
+        torch.cuda.empty_cache()
     return Rehearsal(bucket.name, len(batch.ids), tuple(seconds[1:]), peak, total)
 
 

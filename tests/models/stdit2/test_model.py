@@ -216,3 +216,22 @@ def test_a_saved_model_computes_the_same(model, tmp_path):
     again = STDiT2.from_pretrained(tmp_path)
     case = parity.case("forward_cases", "vid_even")
     assert torch.equal(forward(model, case), forward(again.eval(), case))
+
+
+def test_more_heads_than_a_kernel_takes_are_attended_to_in_parts(model, monkeypatch):
+    case = parity.case("forward_cases", "vid_even")
+
+    def run():
+        model.zero_grad(set_to_none=True)
+        out = model(case["x"], case["t"], case["y"], **parity.sizes(case), mask=case["mask"])
+        out.square().mean().backward()
+        return out.detach(), {name: part.grad for name, part in model.named_parameters() if part.grad is not None}
+
+    whole, gradients = run()
+    monkeypatch.setattr("brickreel.models.stdit2.attention.MOST_HEADS", 7)
+    parts, found = run()
+    model.zero_grad(set_to_none=True)
+    assert torch.allclose(parts, whole, atol=1e-6)
+    assert gradients
+    for name, gradient in gradients.items():
+        assert torch.allclose(found[name], gradient, atol=1e-5), name

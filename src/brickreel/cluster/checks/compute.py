@@ -1,4 +1,4 @@
-"""Arithmetic and copies on every rank at once: a GPU that throttles or sits badly is slower than its peers."""
+"""Arithmetic on all ranks at once, copies on one of a node at a time: a GPU that throttles or sits badly is slower."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,8 +9,8 @@ from brickreel.cluster.checks import Check, at_least
 
 WARN_SHARE, FAIL_SHARE = 0.95, 0.90
 """Of the job's median, on GPUs."""
-BUS_SHARE = 0.75
-"""Of the slot's rate: 48 GB/s from the host on PCIe 5 x16, Azure's limit for healthy nodes; 55 is usual."""
+BUS_SHARE = 0.7
+"""Of the slot's rate: 45 GB/s from the host on PCIe 5 x16, where 55 is usual, and 22 on PCIe 4, where 25 is."""
 REPEATS = 20
 
 

@@ -94,8 +94,20 @@ class SelfAttention(nn.Module):
         )
         q, k, v = per_head(norm_q(q)), per_head(norm_k(k)), per_head(v)
         with made_again((q, k, v), makes):
-            out = F.scaled_dot_product_attention(q, k, v)
+            out = scaled_dot_product(q, k, v)
         return self.proj(out.transpose(1, 2).reshape(B, T, S, C))
+
+
+MOST_HEADS = 65_535
+"""Of one call: CUDA's kernels put heads into a grid's second or third dimension, and there are no more places in it."""
+
+
+def scaled_dot_product(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> Tensor:
+    """Attention without a mask, some heads at a time where there are too many: across time each place has its own."""
+    if q_BhNd.shape[1] <= MOST_HEADS:
+        return F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd)
+    parts = zip(*(part.split(MOST_HEADS, dim=1) for part in (q_BhNd, k_BhNd, v_BhNd)), strict=True)
+    return torch.cat([F.scaled_dot_product_attention(*part) for part in parts], dim=1)
 
 
 class CrossAttention(nn.Module):
