@@ -6,14 +6,13 @@ operations at work. Each storage counts once, however it is kept. A model of one
 blocks are alike.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -48,10 +47,18 @@ class Activations(NamedTuple):
     """Parameters that have a gradient: all but those that LoRA froze."""
 
 
+class Precision(NamedTuple):
+    """What a backend computes in."""
+
+    weights: torch.dtype
+    products: torch.dtype | None = None
+    """Under autocast, which leaves the residual stream in the type of the weights; None without autocast."""
+
+
 def activations(
-    build: Build, depth: int, shape: Shape, dtype: torch.dtype, gradients_stand: bool = True
+    build: Build, depth: int, shape: Shape, precision: Precision, gradients_stand: bool = True
 ) -> Activations:
-    """Count the activations of a model with `depth` blocks on one micro-batch, computing in `dtype`.
+    """Count the activations of a model with `depth` blocks on one micro-batch.
 
     With `gradients_stand` the gradients have their memory before, as from a step's second micro-batch on, and are not
     counted. Without, they come while activations go, and those that are there at the worst moment are counted too.
@@ -61,7 +68,7 @@ def activations(
         return one + (depth - 1) * (two - one)
 
     counts = [
-        tuple(map(deep, *(_peak(build, blocks, shape, dtype, checkpointed, gradients_stand) for blocks in (1, 2))))
+        tuple(map(deep, *(_peak(build, blocks, shape, precision, checkpointed, gradients_stand) for blocks in (1, 2))))
         for checkpointed in (False, True)
     ]
     (plain, parameters, trained), (checkpointed, _, _) = counts
@@ -69,16 +76,14 @@ def activations(
 
 
 def _peak(
-    build: Build, blocks: int, shape: Shape, dtype: torch.dtype, checkpointed: bool, gradients_stand: bool
+    build: Build, blocks: int, shape: Shape, precision: Precision, checkpointed: bool, gradients_stand: bool
 ) -> tuple[float, float, float]:
     """(most bytes alive at once in a forward and a backward pass, parameters, parameters with a gradient)."""
-    with torch.device("meta"), _default(dtype):
+    with torch.device("meta"), _default(precision.weights):
         model = build(blocks).train()
     # Fake tensors take the way that real ones take on their device, as meta tensors do not (attention is fused on real
     # ones); but a model cannot be built of them where peft moves its parts.
-    with FakeTensorMode(), _default(dtype), warnings.catch_warnings():
-        # The model tells its tensors apart by where their data lie as well as by size; fake ones have no such place.
-        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+    with FakeTensorMode(), _default(precision.weights), _places():
         _fake(model)
         if checkpointed:
             model.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -94,10 +99,12 @@ def _peak(
             "fps": torch.full((shape.batch,), 8.0),
         }
         with Made() as made:
-            output = model(
-                video, torch.zeros(shape.batch), text, drop_text=torch.zeros(shape.batch, dtype=torch.bool), **scalars
-            )
-            output.float().square().mean().backward()
+            # As in training, the backward pass is outside: autocast keeps its narrow copies of weights until here.
+            with torch.autocast("cpu", precision.products, enabled=precision.products is not None):
+                drop = torch.zeros(shape.batch, dtype=torch.bool)
+                output = model(video, torch.zeros(shape.batch), text, drop_text=drop, **scalars)
+                loss = output.float().square().mean()
+            loss.backward()
         parameters, with_gradient = (sum(one.numel() for one in some) for some in (model.parameters(), trained))
         return float(made.peak), parameters, with_gradient
 
@@ -110,6 +117,20 @@ def _fake(model: nn.Module) -> None:
             module.register_parameter(name, fresh)
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+
+
+@contextmanager
+def _places() -> Iterator[None]:
+    """Give fake tensors a place of their data: the model tells its tensors apart by it, and it would be 0 for all."""
+
+    def place(tensor: Tensor) -> int:
+        return tensor.untyped_storage()._cdata + tensor.storage_offset() * tensor.element_size()
+
+    FakeTensor.data_ptr = place  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        del FakeTensor.data_ptr
 
 
 class Made(TorchDispatchMode):

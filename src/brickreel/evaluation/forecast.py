@@ -88,17 +88,23 @@ def money(gpu_hours: Interval, kwh: Interval, usd_per_gpu_hour: float | None, us
     return unknown("no price is set: put BRICKREEL_USD_PER_GPU_HOUR or BRICKREEL_USD_PER_KWH into slurm/site.env")
 
 
-def states(parameters: int, trained: int, backend: str, ranks: int) -> dict[str, float]:
+def states(parameters: int, trained: int, backend: str, ranks: int, rounds: int = 1) -> dict[str, float]:
     """Bytes per rank of weights, gradients, optimizer and EMA. Raises ValueError for an unknown backend.
 
-    `trained` of the parameters have more than their weight: the others are frozen by LoRA.
+    Args:
+        trained: how many of the parameters have more than their weight: the others are frozen by LoRA.
+        rounds: micro-batches that each rank takes per step, one after another.
     """
     if backend not in STATES:
         raise ValueError(f"there is no backend '{backend}': choose from {', '.join(STATES)}")
-    return {
+    held = {
         name: (parameters if name == "weights" else trained) * size / (ranks if spread else 1)
         for name, size, spread in STATES[backend]
     }
+    if backend == "fsdp2" and rounds > 1:
+        # It exchanges gradients in a step's last micro-batch: until then each rank adds up whole ones, in fp32.
+        held["gradients"] = 4.0 * trained
+    return held
 
 
 def memory_gib(
@@ -107,7 +113,7 @@ def memory_gib(
     """Peak memory of one rank in GiB, by what takes it.
 
     Args:
-        held: bytes of weights, gradients, optimizer and EMA, as `states` gives them.
+        held: bytes of weights, gradients, optimizer and EMA, as `states` gives them, and of what else stays.
         plain: bytes of activations; `checkpointed` the same with checkpoints.
     """
     parts = {name: size / GIB for name, size in held.items()}

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
-from brickreel.config import Lora, Plan, Run
+from brickreel.config import Base, Encode, Lora, Plan, Run
 from brickreel.evaluation import activations, calibration, forecast, hardware
-from brickreel.evaluation.activations import Activations, Shape
+from brickreel.evaluation.activations import Activations, Precision, Shape
 from brickreel.evaluation.forecast import GIB, PASSES, Interval
 from brickreel.evaluation.machine import Machine
 from brickreel.models import load
@@ -78,6 +78,10 @@ class Work(NamedTuple):
     def epochs_per_step(self) -> float:
         """Share of an epoch that a step shows."""
         return self.micro_batches / self.buckets.micro_batches
+
+    def rounds(self, ranks: int) -> int:
+        """Micro-batches that each rank takes per step, one after another."""
+        return -(-self.micro_batches // ranks)
 
     def shape(self, bucket: Bucket) -> Shape:
         """A micro-batch of this bucket; no larger than the bucket."""
@@ -159,24 +163,49 @@ def disk(work: Work, settings: Run, encoded: int | None) -> dict[str, Any]:
     }
 
 
-def memory(work: Work, settings: Run, site: Machine) -> dict[str, Any]:
-    """GiB per rank, of the bucket that takes most. Raises ValueError when that is more than the GPU has."""
+def encoder_bytes(base: Base, encode: Encode, on_gpu: bool) -> int | None:
+    """Bytes of the weights of autoencoder and text encoder; None where one of them is not on this machine."""
+    from diffusers import AutoencoderKL
+    from transformers import T5Config, T5EncoderModel
+
+    try:
+        images = load.locate("autoencoder", **base.autoencoder.model_dump())
+        words = load.locate("text_encoder", **base.text_encoder.model_dump())
+    except FileNotFoundError:
+        return None
+    with torch.device("meta"):
+        models = (
+            AutoencoderKL.from_config(AutoencoderKL.load_config(images)),
+            T5EncoderModel(T5Config.from_pretrained(words)),
+        )
+    dtype = getattr(torch, encode.dtype) if on_gpu else torch.float32
+    return dtype.itemsize * sum(parameter.numel() for model in models for parameter in model.parameters())
+
+
+def memory(work: Work, settings: Run, site: Machine, encoders: int | None = None) -> dict[str, Any]:
+    """GiB per rank, of the bucket that takes most. Raises ValueError when that is more than the GPU has.
+
+    `encoders` is what `encoder_bytes` tells, for a run that encodes online.
+    """
     ranks = site.gpus or 1
     gpu = hardware.gpu(site.gpu)
     backend = settings.backend if settings.backend != "auto" else ("fsdp2" if ranks > 1 else "ddp")
-    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    precision = _precision(backend, settings)
     depth = int(work.model.sizes.depth)
     counted: dict[Bucket, Activations] = {
-        bucket: activations.activations(work.model.build, depth, work.shape(bucket), dtype) for bucket in _largest(work)
+        bucket: activations.activations(work.model.build, depth, work.shape(bucket), precision)
+        for bucket in _largest(work)
     }
     chosen = "checkpointed" if settings.grad_checkpoint else "plain"
     bucket, worst = max(counted.items(), key=lambda item: getattr(item[1], chosen))
     name = bucket.name
-    held = forecast.states(work.model.held, work.model.trained, backend, ranks)
+    held = forecast.states(work.model.held, work.model.trained, backend, ranks, work.rounds(ranks))
     if backend == "ddp" and ranks == 1 and work.micro_batches == 1:
         # Nobody holds memory for gradients before the only backward pass makes them, while activations go.
-        both = activations.activations(work.model.build, depth, work.shape(bucket), dtype, gradients_stand=False)
+        both = activations.activations(work.model.build, depth, work.shape(bucket), precision, gradients_stand=False)
         held["gradients"] = max(getattr(both, chosen), held["gradients"]) - getattr(worst, chosen)
+    if settings.online and encoders is not None:
+        held["encoders"] = encoders
     parts = forecast.memory_gib(held, worst.plain, worst.checkpointed, settings.grad_checkpoint, bool(site.gpu))
     if gpu and parts["total"] > gpu.memory_gib:
         advice = (
@@ -198,8 +227,19 @@ def memory(work: Work, settings: Run, site: Machine) -> dict[str, Any]:
             "parameters": work.model.parameters,
             "trained": work.model.trained,
             "gpu_memory_gib": gpu.memory_gib if gpu else None,
+            "reason": ENCODERS_MISSING if settings.online and encoders is None else None,
         },
     }
+
+
+ENCODERS_MISSING = "not counted: autoencoder and text encoder, which online training keeps on every GPU"
+
+
+def _precision(backend: str, settings: Run) -> Precision:
+    """Weights stay in fp32 with all backends but colossalai, which casts the model itself."""
+    if settings.precision == "fp32":
+        return Precision(torch.float32)
+    return Precision(torch.bfloat16) if backend == "colossalai" else Precision(torch.float32, torch.bfloat16)
 
 
 # Activations grow with tokens and, a little, with what attention keeps per text token: the two buckets with most
@@ -260,8 +300,8 @@ def _measured(work: Work, settings: Run, assumed: Plan, ranks: int) -> tuple[Int
     shapes = [work.shape(bucket) for bucket in work.buckets.buckets]
     timings = calibration.micro_batches(model, shapes, settings, device, 0.8 * assumed.calibrate_s)
     update = calibration.update(model, device, 0.2 * assumed.calibrate_s)
-    rounds = -(-work.micro_batches // ranks)
-    step_s = calibration.step(timings, [bucket.micro_batches for bucket in work.buckets.buckets], rounds, update)
+    shares = [bucket.micro_batches for bucket in work.buckets.buckets]
+    step_s = calibration.step(timings, shares, work.rounds(ranks), update)
     return step_s, {
         "kind": "calibration",
         "device": str(device),

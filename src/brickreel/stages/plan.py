@@ -37,13 +37,14 @@ def run(config: configuration.Config, run: str) -> None:
     model = planning.Model.read(load.locate("transformer", **config.base.transformer.model_dump()), settings.lora)
     site = machine.from_environment(assignments(SITE_ENV) | dict(os.environ))
     work = planning.Work.of(buckets, settings, model, _text_tokens(index, config))
+    encoders = planning.encoder_bytes(config.base, config.encode, bool(site.gpu)) if settings.online else None
     plan = {
         "run": run,
         "buckets": buckets.to_json(),
         "clips": {"used": buckets.used, "heldout": buckets.heldout, "dropped": dict(buckets.dropped)},
         **planning.sizes(work),
         **planning.disk(work, settings, _encoded_bytes(index)),
-        **planning.memory(work, settings, site),
+        **planning.memory(work, settings, site, encoders),
         **planning.cost(work, settings, config.plan, site, bf16_tflops(site.gpu)),
         "captioning_usd": _captioning(),
     }
