@@ -81,6 +81,14 @@ def test_the_shipped_profile_keeps_its_comments_and_gets_the_values():
     assert doctor.edit_profile(after, doctor.propose(FACTS)) == after
 
 
+def test_memory_is_what_stages_need_or_what_nodes_have():
+    shipped = yaml.safe_load((ROOT / "slurm/config.yaml").read_text())["set-resources"]
+    assert {stage: shipped[stage]["mem_mb"] for stage in doctor.MEMORY_MB} == doctor.MEMORY_MB
+    small = FACTS._replace(partitions=[one._replace(memory_mb=12000) for one in FACTS.partitions])
+    found = {stage: doctor.propose(small)[stage]["mem_mb"] for stage in doctor.MEMORY_MB}
+    assert found == {stage: min(12000, wanted) for stage, wanted in doctor.MEMORY_MB.items()}
+
+
 def test_site_env_gets_the_gpus_and_the_module():
     after = doctor.edit_site_env((ROOT / "slurm/site.env").read_text(), doctor.site_lines(FACTS))
     assert "\nBRICKREEL_GPU=H100\n" in after

@@ -19,6 +19,11 @@ logger = logging.getLogger("brickreel")
 
 PROFILE, SITE_ENV = Path("slurm/config.yaml"), Path("slurm/site.env")
 LAUNCHED = ("preflight", "train")
+# What stages need where a node has it: limits.memory_gib and its process; T5-XXL on its way through the host's memory.
+MEMORY_MB = {
+    **dict.fromkeys(("analyze", "cut", "caption"), 8000),
+    **dict.fromkeys(("encode", "sample", "evaluate", "export"), 32000),
+}
 ONE_GPU = ("encode", "sample", "evaluate")
 MOST_NODES, MOST_CPUS = 4, 16
 """The origin's four nodes; more CPUs per GPU than loader threads are idle."""
@@ -177,11 +182,14 @@ def propose(facts: Facts) -> dict[str, dict[str, Any]]:
         found["default-resources"] = {"slurm_partition": plain.name, "runtime": min(60, plain.max_minutes)}
         for stage in ("analyze", "cut", "caption"):
             found[stage] = {"runtime": min(240, plain.max_minutes)}
+        for stage in ("analyze", "cut", "caption", "export"):
+            found.setdefault(stage, {})["mem_mb"] = min(MEMORY_MB[stage], plain.memory_mb)
     if facts.account_needed and facts.accounts:
         found["default-resources"]["slurm_account"] = facts.accounts[0]
     if gpu:
         for stage in ONE_GPU:
-            found[stage] = {"slurm_partition": gpu.name, "gres": "gpu:1"}
+            memory_mb = min(MEMORY_MB[stage], gpu.memory_mb)
+            found[stage] = {"slurm_partition": gpu.name, "gres": "gpu:1", "mem_mb": memory_mb}
         for stage in LAUNCHED:
             found[stage] = {
                 "nodes": min(MOST_NODES, gpu.gpu_nodes),
