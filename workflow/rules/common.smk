@@ -34,7 +34,8 @@ for stage in STAGES:
         brickreel_config.write_settings(CONFIG, stage.name, run)
 
 
-NEED_WEIGHTS = {"caption", "encode", "plan", "train", "sample"}
+# Captions alone need none: who only makes a dataset, with --until caption, is not held up.
+NEED_WEIGHTS = {"encode", "plan", "preflight", "train", "sample", "export"}
 
 
 def missing_weights():
