@@ -23,10 +23,11 @@ def test_tables_equal_the_original_to_the_bit(steps):
         assert torch.allclose(getattr(process, name), values, rtol=places, atol=0.0), name
 
 
+@pytest.mark.parametrize("device", parity.DEVICES)
 @pytest.mark.parametrize("name", ["nomask", "xmask"])
-def test_losses_and_gradient_equal_the_original(name):
-    case, model = parity.case("train_loss_cases", name), parity.model()
-    kwargs = {"y": case["y"], "mask": case["mask"], **parity.made_sizes(3, case["x0"].shape[2])}
+def test_losses_and_gradient_equal_the_original(name, device):
+    case, model = parity.on(device, parity.case("train_loss_cases", name)), parity.model().to(device)
+    kwargs = {"y": case["y"], "mask": case["mask"], **parity.made_sizes(3, case["x0"].shape[2], device=device)}
     losses = IDDPM().training_losses(model, case["x0"], case["t"], case["noise"], kwargs, case.get("x_mask"))
     for key in ("loss", "mse", "vb"):
         assert torch.allclose(losses[key], case[key], atol=1e-5), key

@@ -8,17 +8,18 @@ from brickreel.diffusion.sampling import ancestral, guided, noise_like, recorded
 from brickreel.models import load
 
 
+@pytest.mark.parametrize("device", parity.DEVICES)
 @pytest.mark.parametrize("name", ["plain10_c3", "ref10"])
-def test_sampling_with_recorded_noise_equals_the_original(name):
-    case, model = parity.case("sampling_cases", name), parity.model()
+def test_sampling_with_recorded_noise_equals_the_original(name, device):
+    case, model = parity.on(device, parity.case("sampling_cases", name)), parity.model().to(device)
     steps, channels = case["meta"].tolist()
     null = model.y_embedder.y_embedding.expand(2, 1, -1, -1)
-    sizes = parity.made_sizes(2, case["z"].shape[2], fps=8.0)
+    sizes = parity.made_sizes(2, case["z"].shape[2], fps=8.0, device=device)
     denoise = guided(model, case["y"], null, 7.0, channels, mask=case["mask"], **sizes)
     draw = recorded([noise[:2] for noise in case["noises"]])
     with torch.no_grad():
         out = ancestral(denoise, case["z"], IDDPM(steps), draw, case.get("edit_mask"))
-    assert (out - case["out"]).abs().max() <= 1e-4 * case["out"].abs().max()
+    assert (out.cpu() - case["out"]).abs().max() <= 1e-4 * case["out"].abs().max()
 
 
 def test_guidance_moves_the_first_channels_only():

@@ -84,6 +84,20 @@ def test_a_prompts_video_depends_on_nothing_but_its_generator(pipeline, sampler)
     assert both[0].shape == (3, 32, 40, 3)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "more",
+    [{"sampler": "dpm-solver++"}, {"sampler": "iddpm", "references": [[np.full((1, 32, 40, 3), 200, np.uint8)]]}],
+)
+def test_a_gpu_makes_the_video_that_a_cpu_makes(base, more):
+    options = SMALL | more
+    videos = []
+    for device in ("cpu", "cuda"):
+        pipeline = quiet(OpenSoraPipeline.from_base(base)).to(device)
+        videos.append(pipeline("a red car", generator=seeded(5), **options).frames[0])
+    assert np.abs(videos[0].astype(int) - videos[1]).max() <= 1
+
+
 def test_a_saved_pipeline_makes_the_same_video_here(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "saved")
     again = quiet(OpenSoraPipeline.from_pretrained(tmp_path / "saved"))

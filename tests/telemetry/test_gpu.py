@@ -143,6 +143,13 @@ def test_no_library_is_a_reason(tmp_path):
     assert "Not Found" in events(rows, "not_measured")[0][2]
 
 
+def test_activity_that_is_no_number_is_not_measured(driver, tmp_path):
+    rows = nvml.sample(driver, ["0 sm 0 88", "0 dram 0 nan"], [0, 10], tmp_path)
+    values = rows[1]["values"]["gpu0"]
+    assert values["dram_pct"] is None
+    assert values["sm_active_pct"] == pytest.approx(88)
+
+
 def test_uncorrected_errors_are_counted(driver, tmp_path):
     rows = nvml.sample(driver, ["0 ecc 0 0", "0 ecc 5 2"], [0, 10], tmp_path)
     assert [row["values"]["gpu0"]["ecc_uncorrected"] for row in rows] == [0, 2]
@@ -166,3 +173,26 @@ def test_a_jobs_only_gpu_is_compared_with_the_nodes_others(driver, tmp_path, mon
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     (row,) = nvml.sample(driver, ["0 links 0 16", "1 links 0 18"], [1], tmp_path)
     assert row["nvlinks"] == {"gpu0": [16, 18]}
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_at_work_is_seen_at_work():
+    import torch
+
+    gpus = gpu.Gpus()
+    before = gpus.sample()["gpu0"]
+    matrix = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    for _ in range(2000):
+        matrix @ matrix
+    torch.cuda.synchronize()
+    after = gpus.sample()["gpu0"]
+    found = gpus.events()
+    assert [event.event for event in found][:1] == ["device"]
+    assert {event.event for event in found} <= {"device", "not_measured"}
+    assert after["gpu_energy_j"] > before["gpu_energy_j"]
+    assert 0 < after["gpu_mem_used_b"] <= after["gpu_mem_total_b"]
+    assert 0 < after["sm_mhz"] <= after["sm_max_mhz"]
+    assert 10 < after["gpu_temp_c"] < 100
+    if "gpm" not in "".join(event.detail for event in found):
+        assert after["sm_active_pct"] > 20
+        assert after["tensor_pct"] > 5

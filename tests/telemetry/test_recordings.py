@@ -51,6 +51,16 @@ def test_a_recording_reads_the_same_as_stream_and_as_finished_file(path, finishe
     ]
 
 
+def test_what_is_no_number_is_not_measured_either(path):
+    stream = Stream(path, {})
+    for second in range(3):
+        stream.add(100.0 + second, second, "", {})
+        stream.add(100.0 + second, second, "gpu0", {"dram_pct": float("nan") if second == 1 else 25.0})
+    stream.close()
+    found = recordings.read(recordings.finish(path)).devices["gpu0"]["dram_pct"]
+    assert np.array_equal(found, [25, np.nan, 25], equal_nan=True)
+
+
 def test_finishing_removes_the_stream_and_keeps_the_span(path):
     write(path)
     assert recordings.span_of(path) == (100.0, 104.0, 1.0)

@@ -1,5 +1,6 @@
 """Recordings reduced to summaries, against answers computed by hand."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,30 @@ def recording(node="node0", attempt=1, events=(), job_id="", **devices):
         {"": host, **devices},
         list(events),
     )
+
+
+def test_a_recording_of_a_real_gpu_says_what_it_did(tmp_path):
+    """An H100 (driver 580.159.04) while `preflight` multiplied matrices on it for two of four seconds, every 0.2 s.
+
+    Made by `brickreel launch preflight --run demo` with `telemetry.period_s: 0.2`; its UUID is replaced.
+    """
+    path = tmp_path / "preflight" / "demo" / "1-vm.parquet"
+    path.parent.mkdir(parents=True)
+    shutil.copy(Path(__file__).parent.parent / "data" / "telemetry" / "h100-preflight.parquet", path)
+    recording = recordings.read(path)
+    found = usage.gpu(recording, "gpu0")
+    assert found["name"] == "NVIDIA H100 80GB HBM3"
+    assert found["mem_total_b"] / 2**30 == pytest.approx(79.65, abs=0.01)
+    # The counter is ahead of the power, which NVML averages over the last second: the work ended with the recording.
+    rows = recording.devices["gpu0"]
+    assert 1.2 < found["energy_j"] / np.trapezoid(rows["gpu_power_w"], rows["mono_s"]) < 2
+    busiest = int(np.nanargmax(rows["tensor_pct"]))
+    assert rows["tensor_pct"][busiest] > 90
+    assert rows["sm_active_pct"][busiest] > rows["tensor_pct"][busiest]
+    assert rows["gpu_power_w"].max() == pytest.approx(393, abs=1)
+    assert found["nvlink_errors"] is None
+    assert found["throttle_thermal_pct"] == 0
+    assert found["throttle_power_pct"] == pytest.approx(16, abs=0.1)
 
 
 def test_cpu_before_the_first_sample_is_the_stages_but_no_load():

@@ -1,7 +1,11 @@
+import numpy as np
 import pytest
 import torch
 
-from brickreel.training.encoding import choose_device
+import tiny
+from brickreel import config
+from brickreel.training.assignment import Shape
+from brickreel.training.encoding import Encoder, choose_device
 
 
 @pytest.mark.parametrize(("visible", "taken"), [(8, 3), (1, 0), (2, 1)])
@@ -17,3 +21,18 @@ def test_a_gpu_that_is_asked_for_in_vain_is_one_sentence(monkeypatch):
     assert choose_device("auto", 3) == torch.device("cpu")
     with pytest.raises(ValueError, match="torch finds no GPU: use auto or cpu"):
         choose_device("cuda")
+
+
+@pytest.mark.gpu
+def test_a_gpu_encodes_what_a_cpu_encodes(tmp_path):
+    base = tiny.base_settings(tiny.save_base(tmp_path))
+    settings = config.load({"base": base, "encode": {"dtype": "float32"}})
+    frames = np.random.default_rng(0).integers(0, 256, (5, 40, 70, 3), dtype=np.uint8)
+    found = {}
+    for name in ("cpu", "cuda"):
+        encoder = Encoder.load(settings.base, settings.encode, torch.device(name))
+        shape = Shape("64p", "0.57", 5, 32, 64)
+        found[name] = (*encoder.posterior(frames, shape, 0.5), *encoder.texts(["a red car", "a house turns"]))
+    for mine, theirs in zip(found["cuda"], found["cpu"], strict=True):
+        assert mine.device.type == "cpu"
+        torch.testing.assert_close(mine, theirs, atol=0.02, rtol=0.02)

@@ -53,6 +53,37 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path, backend,
     assert all(torch.equal(mine[name], value) for name, value in theirs.items())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_too_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path, precision):
+    gpu = {"device": "cuda"}
+    whole = make(tmp_path / "whole", precision=precision)
+    project.train_here(whole, train=gpu)
+    parted = make(tmp_path / "parted", precision=precision, max_steps=2)
+    project.train_here(parted, train=gpu)
+    project.change(parted, max_steps=4)
+    project.train_here(parted, train=gpu)
+    assert project.columns(parted, *COLUMNS) == project.columns(whole, *COLUMNS)
+    assert project.readings(parted) == project.readings(whole)
+    mine, theirs = (project.checkpoint_tensors(folder, 4) for folder in (parted, whole))
+    assert all(torch.equal(mine[name], value) for name, value in theirs.items())
+    for row in project.step_rows(whole):
+        parts = ("data", "forward", "backward", "comm", "optimizer", "checkpoint", "gauge")
+        assert 0 < sum(row[f"{part}_s"] for part in parts) <= row["step_s"] * 1.01
+        assert min(row["forward_s"], row["backward_s"], row["optimizer_s"]) > 0
+
+
+@pytest.mark.gpu
+def test_fsdp2_on_one_gpu_finds_what_ddp_finds(tmp_path):
+    for backend in ("ddp", "fsdp2"):
+        make(tmp_path / backend, backend=backend)
+        if backend == "fsdp2":  # the stage itself starts no process group for one rank
+            meeting = f"file://{tmp_path}/meeting"
+            torch.distributed.init_process_group("cpu:gloo,cuda:nccl", meeting, rank=0, world_size=1)
+        project.train_here(tmp_path / backend, train={"device": "cuda"})
+    assert_same_training(tmp_path / "fsdp2", tmp_path / "ddp")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ddp", "fsdp2", "colossalai"])
 def test_after_4_then_2_then_3_ranks_the_samples_are_identical_and_losses_agree(tmp_path, backend):

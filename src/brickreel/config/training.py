@@ -155,6 +155,9 @@ class Run(Section):
     """Weights that let layout and colours count beside details; all timesteps alike when absent, as in the origin."""
     grad_checkpoint: bool = True
     """Recompute activations in the backward pass: a third more compute for a fraction of the memory."""
+    compile_kernels: bool = False
+    """On a GPU, compile the elementwise parts of each block to one kernel each, which takes some minutes when a run
+    first meets its shapes. Needs a C compiler on the nodes. Correct on an H100; what it gains is not measured yet."""
     lora: Lora | None = None
     """Train low-rank additions only, merged into the final weights; all weights when absent."""
     online: bool = False
@@ -195,8 +198,9 @@ class Run(Section):
 class Plan(Section):
     """The forecast. What the machine is and costs stands in `slurm/site.env`, as BRICKREEL_* variables."""
 
-    mfu: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Assumed share of the GPU's peak FLOPs that the model gets, where nothing was measured."""
+    mfu: Annotated[float, Field(gt=0, le=1)] = 0.13
+    """Assumed share of the GPU's peak FLOPs that the model gets, where nothing was measured: XL/2's on one H100 with
+    checkpoints at all blocks (`bench/gpu.py`), when its residual stream was still fp32."""
     mfu_low: Annotated[float, Field(gt=0, le=1)] = 0.11
     """Pessimistic end of the interval: what the origin's runs reached on H100."""
     mfu_high: Annotated[float, Field(gt=0, le=1)] = 0.40

@@ -52,7 +52,7 @@ class Precision(NamedTuple):
 
     weights: torch.dtype
     products: torch.dtype | None = None
-    """Under autocast, which leaves the residual stream in the type of the weights; None without autocast."""
+    """Under autocast, which makes narrow copies of the weights; None without autocast."""
 
 
 def activations(

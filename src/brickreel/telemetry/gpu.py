@@ -7,6 +7,7 @@ A value that cannot be read is None; the reason is reported once, when it change
 
 import ctypes
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -183,14 +184,17 @@ class Gpus:
         if values is None:
             return {}
         found: dict[int, float] = {}
+        codes: dict[int, int] = {}
         for value in values:
+            codes[value.fieldId] = value.nvmlReturn
             if value.nvmlReturn == pynvml.NVML_SUCCESS:
                 found[value.fieldId] = getattr(value.value, VALUE_MEMBERS[value.valueType])
-            self._missing(device, f"field {value.fieldId}", value.nvmlReturn)
-        return {
-            column: sum(found[field] for field in ids) * factor if all(field in found for field in ids) else None
-            for column, (ids, factor) in FIELDS.items()
-        }
+        row: Row = {}
+        for column, (ids, factor) in FIELDS.items():
+            # Success is the lowest code.
+            self._missing(device, column, max(codes.get(field, pynvml.NVML_SUCCESS) for field in ids))
+            row[column] = sum(found[field] for field in ids) * factor if all(field in found for field in ids) else None
+        return row
 
     def _activity(self, device: str, handle: Any) -> Row:
         """GPM: means between the sample before and this one; nothing at the first call."""
@@ -214,7 +218,9 @@ class Gpus:
         for place, column in enumerate(GPM):
             metric = query.metrics[place]
             self._missing(device, column, metric.nvmlReturn)
-            row[column] = metric.value if metric.nvmlReturn == pynvml.NVML_SUCCESS else None
+            # Over an interval of some milliseconds an H100 succeeds with a value that is no number.
+            known = metric.nvmlReturn == pynvml.NVML_SUCCESS and math.isfinite(metric.value)
+            row[column] = metric.value if known else None
         return row
 
     def nvlinks(self) -> dict[str, tuple[int, int]]:

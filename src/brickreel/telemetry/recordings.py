@@ -246,7 +246,7 @@ def _quantised(rows: pa.Table, quanta: dict[str, float]) -> pa.Table:
     for name in rows.column_names:
         column = rows[name]
         if name in quanta:
-            missing = np.asarray(column.is_null())
+            missing = ~np.isfinite(column.cast(pa.float64()).to_numpy())
             whole = np.rint(np.where(missing, 0.0, column.to_numpy()) / quanta[name])
             column = pa.array(whole.astype(np.int64), mask=missing)
         arrays.append(column)

@@ -14,7 +14,7 @@ from brickreel.models import load
 MAY_CHANGE = {
     *("data", "seed"),  # the order tells them
     *("max_steps", "max_skipped", "max_unreadable"),
-    *("backend", "zero_stage", "grad_checkpoint"),
+    *("backend", "zero_stage", "grad_checkpoint", "compile_kernels"),
     *("checkpoint_every", "keep_last", "keep_every", "keep_best"),
     *("gauge_every", "gauge_share", "gauge_bins", "gauge_clips", "sample_during_training"),
 }

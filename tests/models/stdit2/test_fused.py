@@ -71,3 +71,31 @@ def test_under_autocast_gradients_are_those_of_plain_layers():
     assert mine.dtype == plain.dtype == torch.bfloat16
     found, wanted = (torch.autograd.grad(value.float().square().sum(), x)[0] for value in (mine, plain))
     assert torch.allclose(found, wanted, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("samples", "frames", "masked"), [(2, 4, False), (2, 4, True), (3, 1, False), (1, 5, True)])
+def test_on_a_gpu_compiled_kernels_compute_what_the_functions_say(monkeypatch, dtype, samples, frames, masked):
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        x, branch = (torch.randn(samples, frames, 6, 72) for _ in range(2))
+        shift, scale, gate = (torch.randn(samples, frames if masked else 1, 1, 72) for _ in range(3))
+        weight = torch.randn(24)
+        rope = tuple(part[:, None, None, :].to(dtype) for part in RotaryEmbedding(24)(frames))
+    given = [value.to(dtype).requires_grad_() for value in (x, branch, shift, scale, gate)] + [weight.requires_grad_()]
+
+    def work(x, branch, shift, scale, gate, weight):
+        normed = fused.modulated_norm(x, shift, scale).unflatten(-1, (3, 24))
+        turned = fused.head_norm(normed, weight, rope, norm_first=False) + fused.head_norm(normed, weight, None, True)
+        return fused.gated(x, gate, branch * turned.flatten(-2))
+
+    found = {}
+    for compiled in (True, False):
+        monkeypatch.setattr(fused.Kernels, "compiled", compiled)
+        out = work(*given)
+        found[compiled] = (out, *torch.autograd.grad(out.float().square().mean(), given))
+        assert fused.Kernels.compiled is compiled  # it did not give up
+    for mine, theirs in zip(found[True], found[False], strict=True):
+        assert mine.dtype == theirs.dtype
+        assert (mine - theirs).norm() <= (0.02 if dtype == torch.bfloat16 else 1e-5) * theirs.norm()

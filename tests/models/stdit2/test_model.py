@@ -21,19 +21,21 @@ def model():
     return parity.model()
 
 
+@pytest.mark.parametrize("device", parity.DEVICES)
 @pytest.mark.parametrize("name", CASES)
-def test_forward_equals_the_original(model, name):
-    case = parity.case("forward_cases", name)
-    out = forward(model, case)
+def test_forward_equals_the_original(name, device):
+    case = parity.on(device, parity.case("forward_cases", name))
+    out = forward(parity.model().to(device), case)
     assert out.dtype == torch.float32
-    assert (out - case["out"]).abs().max() < 1e-5
+    assert (out.cpu() - case["out"]).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("device", parity.DEVICES)
 @pytest.mark.parametrize("name", ["img", "vid_xmask"])
-def test_bf16_rounds_as_the_original_does(name):
-    case = parity.case("forward_cases", name)
-    out = forward(parity.model().to(torch.bfloat16), case)
-    off = (out - case["out_bf16"]).abs()
+def test_bf16_rounds_as_the_original_does(name, device):
+    case = parity.on(device, parity.case("forward_cases", name))
+    out = forward(parity.model().to(device, torch.bfloat16), case)
+    off = (out.cpu() - case["out_bf16"]).abs()
     # A unit in the last place of bf16 is 1/64 between 2 and 4. How sums are rounded depends on the CPU; timesteps which
     # are not rounded, or a model in fp32, are further off on average.
     assert off.max() <= 3 / 64

@@ -134,6 +134,22 @@ def test_the_packed_path_of_flash_computes_what_the_padded_one_does(monkeypatch)
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(attention.flash_kernel() is None, reason="flash-attn is not installed")
+def test_flash_attn_finds_the_gradients_that_sdpa_finds():
+    case, found = parity.on("cuda", parity.case("forward_cases", "vid_even")), {}
+    for way in ("flash", "sdpa"):
+        model = STDiT2(**parity.SIZES, attn_implementation=way).eval()
+        model.load_state_dict(parity.model().state_dict())
+        model.cuda()
+        with torch.autocast("cuda", torch.bfloat16):
+            out = model(case["x"], case["t"], case["y"], [5, 9], **parity.sizes(case))
+        out.square().mean().backward()
+        found[way] = {"out": out.detach()} | {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    for name, theirs in found["sdpa"].items():
+        assert (found["flash"][name] - theirs).norm() <= 0.02 * theirs.norm() + 1e-6, name
+
+
+@pytest.mark.gpu
 def test_forward_never_waits_for_the_gpu():
     case, model = parity.case("forward_cases", "vid_xmask"), parity.model().cuda()
     given = {name: value.cuda() for name, value in case.items()}

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brickreel.models.stdit2.attention import CrossAttention, SelfAttention, Text
-from brickreel.models.stdit2.fused import linear_of, modulated_norm
+from brickreel.models.stdit2.fused import gated, linear_of, modulated_norm
 from brickreel.models.stdit2.products import Linear
 
 
@@ -45,18 +45,18 @@ class Block(nn.Module):
         self, x_BTSC: Tensor, text: Text, m_BTmC: Tensor, m_temporal_BTmC: Tensor, rope: tuple[Tensor, Tensor]
     ) -> Tensor:
         """One block. Modulation [B, T, 6, C] and [B, T, 3, C], with T = 1 where all frames share it."""
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = vectors(self.scale_shift_table + m_BTmC)
-        shift_time, scale_time, gate_time = vectors(self.scale_shift_table_temporal + m_temporal_BTmC)
         x = x_BTSC
-        x = torch.addcmul(x, gate, self.attn(x, shift, scale))
-        x = torch.addcmul(x, gate_time, self.attn_temp(x, shift_time, scale_time, rope))
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = vectors(self.scale_shift_table + m_BTmC, x)
+        shift_time, scale_time, gate_time = vectors(self.scale_shift_table_temporal + m_temporal_BTmC, x)
+        x = gated(x, gate, self.attn(x, shift, scale))
+        x = gated(x, gate_time, self.attn_temp(x, shift_time, scale_time, rope))
         x = x + self.cross_attn(x, text)
-        return torch.addcmul(x, gate_mlp, self.mlp(x, shift_mlp, scale_mlp))
+        return gated(x, gate_mlp, self.mlp(x, shift_mlp, scale_mlp))
 
 
-def vectors(m_BTmC: Tensor) -> tuple[Tensor, ...]:
-    """Modulation [B, T, m, C] as m tensors [B, T, 1, C] that broadcast over the patches of a frame."""
-    return m_BTmC.unsqueeze(3).unbind(2)
+def vectors(m_BTmC: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+    """Modulation [B, T, m, C] as m tensors [B, T, 1, C] that broadcast over the patches of a frame, of its type."""
+    return m_BTmC.to(like.dtype).unsqueeze(3).unbind(2)
 
 
 class FinalLayer(nn.Module):
@@ -80,5 +80,5 @@ class FinalLayer(nn.Module):
 
     def modulated(self, x_BTSC: Tensor, e_BTC: Tensor) -> Tensor:
         """The norm with the table's shift and scale, each moved by the embedding."""
-        shift, scale = vectors(self.scale_shift_table + e_BTC[:, :, None])
+        shift, scale = vectors(self.scale_shift_table + e_BTC[:, :, None], x_BTSC)
         return modulated_norm(x_BTSC, shift, scale)

@@ -1,13 +1,16 @@
 """The elementwise parts of a block, with backward passes that keep little: what is cheap is made again, not stored.
 
-No matrix product is ever computed twice here; that is what gradient checkpointing does, if it is asked for. Compiled
-models take the plain formulas: the compiler chooses by itself what to keep.
+No matrix product is ever computed twice here; that is what gradient checkpointing does, if it is asked for. On GPUs,
+where moving the numbers takes longer than computing with them, each part can be one kernel. Models that are compiled
+as a whole take the plain formulas: the compiler chooses by itself what to keep.
 """
 
+import functools
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +21,66 @@ from brickreel.models.stdit2.embeddings import rotate
 EPS = 1e-6
 
 
+Rope = tuple[Tensor, Tensor] | None
+"""Cosines and sines that broadcast over heads."""
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Kernels:
+    """Of this process: whether `one_kernel` compiles."""
+
+    compiled = False
+
+
+def one_kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """On a GPU, and where `Kernels.compiled`, the function as one kernel: its operations take one pass over memory, or
+    a few, instead of one each. Without a C compiler, which triton asks for, the function as it is, with a warning.
+    """
+    made: list[Callable[P, R]] = []
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        first = args[0]
+        if not Kernels.compiled or type(first) is not Tensor or not first.is_cuda or torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        if not made:
+            # Which way sums are cut is decided by rule, not by a race: a resumed run must find the same last bits.
+            made.append(torch.compile(function, options={"deterministic": True}))
+            # Stills and clips, one sample and several, masked and not: each has a kernel of its own.
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        try:
+            return made[0](*map(_plain, args), **kwargs)  # type: ignore[arg-type]
+        except torch._dynamo.exc.TorchDynamoException as error:
+            Kernels.compiled = False
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(f"kernels are not compiled, and steps take longer: {reason}", stacklevel=2)
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _plain(value: object) -> object:
+    """A kernel for each history and place of its inputs would be many: small ones lose theirs, large ones history."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    return value.clone(memory_format=torch.contiguous_format) if value.storage_offset() and value.dim() == 4 else value
+
+
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LN(x) (1 + scale) + shift: a layer norm without parameters, then per-sample (or per-frame) shift and scale."""
+    """LN(x) (1 + scale) + shift: a layer norm without parameters, then shift and scale, which broadcast alike."""
     if torch.compiler.is_compiling():
         return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
     return _ModulatedNorm.apply(x, shift, scale)
 
 
-def head_norm(x: Tensor, weight: Tensor, rope: tuple[Tensor, Tensor] | None, norm_first: bool) -> Tensor:
+def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
+    """x + gate branch, the gate per sample or per frame."""
+    return torch.addcmul(x, gate, branch) if torch.compiler.is_compiling() else _Gated.apply(x, gate, branch)
+
+
+def head_norm(x: Tensor, weight: Tensor, rope: Rope, norm_first: bool) -> Tensor:
     """RMS norm over the last dimension in fp32 (Zhang and Sennrich 2019), its input or output rotated by `rope`.
 
     Args:
@@ -113,27 +168,38 @@ class _ModulatedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, EPS)
+        out, mean, rstd = _modulated(x, shift, scale)
         ctx.save_for_backward(x, mean, rstd, scale)
-        ctx.shift = torch.empty_like(shift, device="meta")
-        return torch.addcmul(shift, normed, 1 + scale)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, rstd, scale = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        shift_grad = sum_to(grad, ctx.shift).to(ctx.shift.dtype) if ctx.needs_input_grad[1] else None
-        wide = x.to(grad.dtype)
-        scale_grad = None
-        if ctx.needs_input_grad[2]:
-            normed = (wide - mean).mul_(rstd).mul_(grad)
-            scale_grad = sum_to(normed, scale).to(scale.dtype)
-        x_grad = None
-        if ctx.needs_input_grad[0]:
-            x_grad = torch.ops.aten.native_layer_norm_backward(
-                grad * (1 + scale), wide, x.shape[-1:], mean, rstd, None, None, [True, False, False]
-            )[0].to(x.dtype)
-        return x_grad, shift_grad, scale_grad
+        return _modulated_gradient(grads[0].contiguous(), *ctx.saved_tensors, *ctx.needs_input_grad)
+
+
+@one_kernel
+def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The value of modulated_norm, with each token's mean and inverse deviation."""
+    normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, EPS)
+    return torch.addcmul(shift, normed, 1 + scale), mean, rstd
+
+
+@one_kernel
+def _modulated_gradient(
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, for_x: bool, for_shift: bool, for_scale: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of input, shift and scale, None where they are not asked for."""
+    x_grad = shift_grad = scale_grad = None
+    wide = x.to(grad.dtype)
+    if for_shift:
+        shift_grad = sum_to(grad, scale).to(scale.dtype)
+    if for_scale:
+        scale_grad = sum_to((wide - mean).mul_(rstd).mul_(grad), scale).to(scale.dtype)
+    if for_x:
+        x_grad = torch.ops.aten.native_layer_norm_backward(
+            grad * (1 + scale), wide, x.shape[-1:], mean, rstd, None, None, [True, False, False]
+        )[0].to(x.dtype)
+    return x_grad, shift_grad, scale_grad
 
 
 class _HeadNorm(torch.autograd.Function):
@@ -152,31 +218,67 @@ class _HeadNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, cos, sin, inverse = ctx.saved_tensors
-        grad, value = grads[0], x
-        if cos is not None and ctx.norm_first:
-            grad = turned(grad, cos, -sin)
-        elif cos is not None:
-            value = turned(x, cos, sin)
-        normed = value.float() * inverse
-        weight_grad = (grad.float() * normed).flatten(0, -2).sum(0).to(weight.dtype)
-        grad = grad.float() * weight.float()
-        inner = (grad * normed).mean(-1, keepdim=True)
-        x_grad = grad.addcmul_(normed, inner, value=-1).mul_(inverse).to(x.dtype)
-        if cos is not None and not ctx.norm_first:
-            x_grad = turned(x_grad, cos, -sin)
-        return x_grad, weight_grad, None, None, None
+        rope = None if cos is None else (cos, sin)
+        return *_head_norm_gradient(grads[0], x, weight, rope, inverse, ctx.norm_first), None, None, None
 
 
-def _head_norm(
-    x: Tensor, weight: Tensor, rope: tuple[Tensor, Tensor] | None, norm_first: bool
-) -> tuple[Tensor, Tensor]:
+@one_kernel
+def _head_norm(x: Tensor, weight: Tensor, rope: Rope, norm_first: bool) -> tuple[Tensor, Tensor]:
     """The value of head_norm, and the inverse of the root mean square."""
     if rope and not norm_first:
         x = turned(x, *rope)
     wide = x.float()
     inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
-    out = weight * (wide * inverse).to(x.dtype)
+    out = weight.to(x.dtype) * (wide * inverse).to(x.dtype)
     return (turned(out, *rope) if rope and norm_first else out), inverse
+
+
+@one_kernel
+def _head_norm_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    rope: Rope,
+    inverse: Tensor,
+    norm_first: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of input and weight."""
+    back = rope and (rope[0], -rope[1])
+    value = x
+    if back and norm_first:
+        grad = turned(grad, *back)
+    elif rope:
+        value = turned(x, *rope)
+    normed = value.float() * inverse
+    weight_grad = (grad.float() * normed).flatten(0, -2).sum(0).to(weight.dtype)
+    grad = grad.float() * weight.float()
+    inner = (grad * normed).mean(-1, keepdim=True)
+    x_grad = grad.addcmul_(normed, inner, value=-1).mul_(inverse).to(x.dtype)
+    if back and not norm_first:
+        x_grad = turned(x_grad, *back)
+    return x_grad, weight_grad
+
+
+class _Gated(torch.autograd.Function):
+    """Keeps the branch and its gate."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, branch)
+        return torch.addcmul(x, gate, branch)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0], *_gated_gradient(grads[0], *ctx.saved_tensors, *ctx.needs_input_grad[1:])
+
+
+@one_kernel
+def _gated_gradient(
+    grad: Tensor, gate: Tensor, branch: Tensor, for_gate: bool, for_branch: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of gate and branch, None where they are not asked for."""
+    gate_grad = sum_to(grad * branch, gate).to(gate.dtype) if for_gate else None
+    return gate_grad, (grad * gate).to(branch.dtype) if for_branch else None
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -206,14 +206,15 @@ class STDiT2(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two disagree
             "fps": fps,
         }.items():
             _check_scalar(name, value, x.shape[0])
-        dtype = self.x_embedder.proj.weight.dtype
+        # Autocast leaves the weights in fp32; what runs between the products, and the scalars that the model is told,
+        # are in the precision of the products all the same, as in a model that is kept in it.
+        kind = x.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else self.x_embedder.proj.weight.dtype
         rows, columns = x.shape[-2:]
         scalars = [timestep, num_frames, height, width, height / width if ar is None else ar, fps]
         if "exact-scalars" not in self.config.deviations:
-            # Autocast leaves the weights in fp32: the scalars are told as to a model that is kept in its precision.
-            kind = x.device.type
-            told = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
-            scalars = [value.to(told) for value in scalars]
+            scalars = [value.to(dtype) for value in scalars]
         timestep, num_frames, height, width, ar, fps = scalars
 
         text = self._text(y.to(dtype), mask, drop_text)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from brickreel.config import Run
+from brickreel.models.stdit2 import fused
 from brickreel.training.backends.base import Backend
 
 _CLASSES = {"ddp": "DataParallel", "fsdp2": "FullySharded", "colossalai": "ColossalZero"}
@@ -20,5 +21,6 @@ def choose(wanted: str, world_size: int, device: torch.device) -> str:
 
 def build(name: str, model: nn.Module, run: Run, world_size: int, device: torch.device) -> Backend:
     """Put a model under a backend. Only the chosen one is imported."""
+    fused.Kernels.compiled = run.compile_kernels
     module = importlib.import_module(f"brickreel.training.backends.{name}")
     return getattr(module, _CLASSES[name])(model, run, world_size, device)
