@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 CORES ?= 2
 TORCH := torch==2.13.0
 
-.PHONY: env demo test test-slurm test-all bench lint format lock graph clean
+.PHONY: env demo test test-slurm test-gpu test-all bench lint format lock graph clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -36,6 +36,9 @@ test: env  ## the quick tests
 
 test-slurm: env  ## start a Slurm cluster on this machine, run the tests that need it, stop it
 	$(PYTEST) -m slurm
+
+test-gpu: env  ## the tests that need an NVIDIA GPU
+	$(PYTEST) -m gpu
 
 test-all: env  ## everything: quick, slow and cluster tests; a failure does not keep the others from running
 	@failed=; \

@@ -73,6 +73,44 @@ def test_under_autocast_gradients_are_those_of_plain_layers():
     assert torch.allclose(found, wanted, rtol=0.02, atol=0.02)
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Functions are compiled, for this machine's processor."""
+    monkeypatch.setattr(fused.Kernels, "compiled", True)
+    monkeypatch.setattr(fused, "_on_gpu", lambda value: True)
+
+
+def test_a_compiled_kernel_serves_many_shapes_and_is_the_function(as_on_a_gpu):
+    compiled = []
+
+    @fused.one_kernel
+    def scaled_sum(x, scale):
+        compiled.append(torch.compiler.is_compiling())
+        return (x * scale).sum(-1)
+
+    for rows in (3, 4, 5, 6):
+        x, scales = torch.randn(rows, 7, requires_grad=True), torch.randn(2, 1, 7)
+        for scale in scales:  # the second is a view into the middle of its storage
+            assert torch.allclose(scaled_sum(x, scale), (x * scale).sum(-1), atol=1e-6)
+    assert compiled
+    assert all(compiled)
+
+
+def test_without_a_compiler_the_function_is_called_and_that_is_said_once(as_on_a_gpu, monkeypatch):
+    def compiler(function, **options):
+        def fail(*args):
+            raise torch._dynamo.exc.BackendCompilerFailed(fail, RuntimeError("Failed to find C compiler"), None)
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    double = fused.one_kernel(lambda x: 2 * x)
+    with pytest.warns(UserWarning, match="steps take longer"):
+        assert double(torch.ones(2)).tolist() == [2, 2]
+    assert not fused.Kernels.compiled
+    assert double(torch.ones(2)).tolist() == [2, 2]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("samples", "frames", "masked"), [(2, 4, False), (2, 4, True), (3, 1, False), (1, 5, True)])

@@ -41,8 +41,7 @@ def one_kernel(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        first = args[0]
-        if not Kernels.compiled or type(first) is not Tensor or not first.is_cuda or torch.compiler.is_compiling():
+        if not (Kernels.compiled and _on_gpu(args[0])) or torch.compiler.is_compiling():
             return function(*args, **kwargs)
         if not made:
             # Which way sums are cut is decided by rule, not by a race: a resumed run must find the same last bits.
@@ -58,6 +57,10 @@ def one_kernel(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return call
+
+
+def _on_gpu(value: object) -> bool:
+    return type(value) is Tensor and value.is_cuda
 
 
 def _plain(value: object) -> object:
