@@ -1,7 +1,7 @@
 """XL/2's training step on one NVIDIA GPU, in bf16: seconds, clips per hour, and how far from what the GPU can do.
 
 The step is preflight's: 32 poses of 360p, forward, loss, backward, clipping, AdamW, moving average, in the micro-batch
-that the recommended run gives each rank, and in smaller ones that need no checkpoints. Texts are of several lengths.
+that the recommended run gives each rank, and in smaller ones that recompute less or nothing. Texts differ in length.
 Beside it in the same run the rate of a large matrix product, which is the limit, and the memory that `plan` counts.
 A profile names the kernels that take most. Writes results/bench/gpu.json.
 """
@@ -93,10 +93,11 @@ def main() -> None:
 
 def told(way: str, row: dict[str, Any]) -> str:
     """A way's row as a line."""
+    mfu = "MFU not known" if row["mfu"] is None else f"MFU {row['mfu']:.1%}"
     beside_origin = row["clips_per_hour"] / ORIGIN_CLIPS_PER_HOUR
     return (
         f"{way:48} {row['step_s']:.3f} s (first {row['first_step_s']:.0f} s), {row['clips_per_hour']:.0f} clips/h"
-        f" ({beside_origin:.2f} of the origin's), {row['tflops']:.0f} TFLOP/s, MFU {row['mfu'] or 0:.1%},"
+        f" ({beside_origin:.2f} of the origin's), {row['tflops']:.0f} TFLOP/s, {mfu},"
         f" {row['of_products']:.0%} of products; {row['peak_gib']:.1f} GiB, counted {row['counted_gib']:.1f}"
     )
 
@@ -114,9 +115,7 @@ class Step:
         if recomputed:
             model.recompute(recomputed)
         self.backend = backends.build("ddp", model.train(), self.run, 1, DEVICE)
-        self.batch = dataclasses.replace(
-            rehearsal.random_batch(self.bucket, model.config), lengths=LENGTHS[:clips], fps=[8.0] * clips
-        )
+        self.batch = dataclasses.replace(rehearsal.random_batch(self.bucket, model.config), lengths=LENGTHS[:clips])
         self.kind = objective.diffusion(self.run)
 
     def __call__(self) -> float:

@@ -27,6 +27,7 @@ def inject(model: Any, settings: Lora, seed: int) -> Any:
     """
     import torch
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     # The patch embedding is a convolution of the name `proj`: not meant.
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
@@ -37,7 +38,12 @@ def inject(model: Any, settings: Lora, seed: int) -> Any:
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=chosen)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return inject_adapter_in_model(config, model)
+        model = inject_adapter_in_model(config, model)
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            # Autocast and the backends see to types; peft would copy a bf16 input to fp32, and autocast copy it back.
+            setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010  (peft declares it nowhere)
+    return model
 
 
 def whole(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], settings: Lora | None) -> dict[str, Tensor]:

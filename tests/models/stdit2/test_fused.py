@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import parity
 from brickreel.models.stdit2 import fused
 from brickreel.models.stdit2.embeddings import RotaryEmbedding, rotate
 
@@ -75,8 +76,11 @@ def test_under_autocast_gradients_are_those_of_plain_layers():
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """Functions are compiled, for this machine's processor."""
+    """Functions are traced, and what comes out is called: for kernels it would take a compiler."""
     monkeypatch.setattr(fused.Kernels, "compiled", True)
+    monkeypatch.setattr(
+        torch, "compile", lambda function, options, compile=torch.compile: compile(function, backend="eager")
+    )
     monkeypatch.setattr(fused, "_on_gpu", lambda value: True)
 
 
@@ -89,8 +93,8 @@ def test_a_compiled_kernel_serves_many_shapes_and_is_the_function(as_on_a_gpu):
         return (x * scale).sum(-1)
 
     for rows in (3, 4, 5, 6):
-        x, scales = torch.randn(rows, 7, requires_grad=True), torch.randn(2, 1, 7)
-        for scale in scales:  # the second is a view into the middle of its storage
+        x = torch.randn(rows, 2, 5, 7, requires_grad=True)
+        for scale in torch.randn(rows, 1, 6, 1, 7).unbind(2):
             assert torch.allclose(scaled_sum(x, scale), (x * scale).sum(-1), atol=1e-6)
     assert compiled
     assert all(compiled)
@@ -105,10 +109,29 @@ def test_without_a_compiler_the_function_is_called_and_that_is_said_once(as_on_a
 
     monkeypatch.setattr(torch, "compile", compiler)
     double = fused.one_kernel(lambda x: 2 * x)
-    with pytest.warns(UserWarning, match="steps take longer"):
+    with pytest.warns(UserWarning, match="steps take longer: .*C compiler"):
         assert double(torch.ones(2)).tolist() == [2, 2]
     assert not fused.Kernels.compiled
     assert double(torch.ones(2)).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("device", parity.DEVICES)
+def test_under_autocast_the_norm_keeps_its_type_and_the_layers_input_is_made_again(device):
+    made = []
+
+    def make(x, shift, scale):
+        made.append(fused.modulated_norm(x, shift, scale))
+        return made[-1]
+
+    with torch.device(device):
+        layer = torch.nn.Linear(16, 8)
+        x = torch.randn(4, 5, 6, 16, dtype=torch.bfloat16, requires_grad=True)
+        shift, scale = torch.randn(4, 1, 2, 1, 16, dtype=torch.bfloat16).unbind(2)
+    with torch.autocast(device, torch.bfloat16):
+        out = fused.linear_of(make, (x, shift, scale), layer)
+    out.float().square().sum().backward()
+    assert [value.dtype for value in made] == [torch.bfloat16] * 2
+    assert torch.equal(*made)
 
 
 @pytest.mark.gpu
@@ -118,7 +141,7 @@ def test_on_a_gpu_compiled_kernels_compute_what_the_functions_say(monkeypatch, d
     torch.manual_seed(0)
     with torch.device("cuda"):
         x, branch = (torch.randn(samples, frames, 6, 72) for _ in range(2))
-        shift, scale, gate = (torch.randn(samples, frames if masked else 1, 1, 72) for _ in range(3))
+        shift, scale, gate = torch.randn(samples, frames if masked else 1, 3, 1, 72).unbind(2)
         weight = torch.randn(24)
         rope = tuple(part[:, None, None, :].to(dtype) for part in RotaryEmbedding(24)(frames))
     given = [value.to(dtype).requires_grad_() for value in (x, branch, shift, scale, gate)] + [weight.requires_grad_()]

@@ -55,7 +55,7 @@ class Block(nn.Module):
 
 
 def vectors(m_BTmC: Tensor, like: Tensor) -> tuple[Tensor, ...]:
-    """Modulation [B, T, m, C] as m tensors [B, T, 1, C] that broadcast over the patches of a frame, of its type."""
+    """Modulation [B, T, m, C] as m tensors [B, T, 1, C] in `like`'s type; they broadcast over a frame's patches."""
     return m_BTmC.to(like.dtype).unsqueeze(3).unbind(2)
 
 

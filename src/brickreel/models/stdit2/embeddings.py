@@ -86,10 +86,11 @@ class RotaryEmbedding(nn.Module):
         frequencies = 1.0 / 10000 ** (torch.arange(0, head_dim, 2).float() / head_dim)
         self.freqs = nn.Parameter(frequencies, requires_grad=False)
 
-    def forward(self, T: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for positions 0..T-1, each [T, head_dim], in the precision of the frequencies."""
-        positions = torch.arange(T, device=self.freqs.device).to(self.freqs.dtype)
-        angles = torch.outer(positions, self.freqs).repeat_interleave(2, dim=-1)
+    def forward(self, T: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for positions 0..T-1, each [T, head_dim], in `dtype` or that of the frequencies."""
+        frequencies = self.freqs.to(dtype or self.freqs.dtype)
+        positions = torch.arange(T, device=frequencies.device).to(frequencies.dtype)
+        angles = torch.outer(positions, frequencies).repeat_interleave(2, dim=-1)
         return angles.cos(), angles.sin()
 
 

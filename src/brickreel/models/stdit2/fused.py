@@ -36,12 +36,20 @@ class Kernels:
 def one_kernel(function: Callable[P, R]) -> Callable[P, R]:
     """On a GPU, and where `Kernels.compiled`, the function as one kernel: its operations take one pass over memory, or
     a few, instead of one each. Without a C compiler, which triton asks for, the function as it is, with a warning.
+
+    Its first argument is a tensor. It is called without autocast, which would have norms and sums write fp32 on GPUs.
     """
     made: list[Callable[P, R]] = []
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not (Kernels.compiled and _on_gpu(args[0])) or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        with _as_typed(args[0]):
+            return run(*args, **kwargs)
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not (Kernels.compiled and _on_gpu(args[0])):
             return function(*args, **kwargs)
         if not made:
             # Which way sums are cut is decided by rule, not by a race: a resumed run must find the same last bits.
@@ -52,7 +60,7 @@ def one_kernel(function: Callable[P, R]) -> Callable[P, R]:
             return made[0](*map(_plain, args), **kwargs)  # type: ignore[arg-type]
         except torch._dynamo.exc.TorchDynamoException as error:
             Kernels.compiled = False
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             warnings.warn(f"kernels are not compiled, and steps take longer: {reason}", stacklevel=2)
             return function(*args, **kwargs)
 
@@ -63,12 +71,21 @@ def _on_gpu(value: object) -> bool:
     return type(value) is Tensor and value.is_cuda
 
 
+def _as_typed(value: Any) -> AbstractContextManager[Any]:
+    """Operations keep the types of their inputs, whatever autocast says."""
+    kind = value.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
 def _plain(value: object) -> object:
-    """A kernel for each history and place of its inputs would be many: small ones lose theirs, large ones history."""
+    """What makes a kernel of its own necessary is taken away: that an input has a gradient, and, of modulation vectors,
+    that they are pieces of a larger tensor.
+    """
     if not isinstance(value, Tensor):
         return value
     value = value.detach()
-    return value.clone(memory_format=torch.contiguous_format) if value.storage_offset() and value.dim() == 4 else value
+    is_vector = value.dim() == 4 and value.shape[2] == 1
+    return value.clone(memory_format=torch.contiguous_format) if is_vector else value
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -222,7 +239,8 @@ class _HeadNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, cos, sin, inverse = ctx.saved_tensors
         rope = None if cos is None else (cos, sin)
-        return *_head_norm_gradient(grads[0], x, weight, rope, inverse, ctx.norm_first), None, None, None
+        found = _head_norm_gradient(grads[0], x, weight, rope, inverse, ctx.norm_first, ctx.needs_input_grad[1])
+        return *found, None, None, None
 
 
 @one_kernel
@@ -244,8 +262,9 @@ def _head_norm_gradient(
     rope: Rope,
     inverse: Tensor,
     norm_first: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of input and weight."""
+    for_weight: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of input and weight, None where it is not asked for."""
     back = rope and (rope[0], -rope[1])
     value = x
     if back and norm_first:
@@ -253,7 +272,7 @@ def _head_norm_gradient(
     elif rope:
         value = turned(x, *rope)
     normed = value.float() * inverse
-    weight_grad = (grad.float() * normed).flatten(0, -2).sum(0).to(weight.dtype)
+    weight_grad = (grad.float() * normed).flatten(0, -2).sum(0).to(weight.dtype) if for_weight else None
     grad = grad.float() * weight.float()
     inner = (grad * normed).mean(-1, keepdim=True)
     x_grad = grad.addcmul_(normed, inner, value=-1).mul_(inverse).to(x.dtype)
@@ -263,25 +282,27 @@ def _head_norm_gradient(
 
 
 class _Gated(torch.autograd.Function):
-    """Keeps the branch and its gate."""
+    """Keeps the gate, and the branch where the gate is trained."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, branch)
+        ctx.save_for_backward(gate, branch if ctx.needs_input_grad[1] else None)
+        ctx.for_branch = branch.dtype if ctx.needs_input_grad[2] else None
         return torch.addcmul(x, gate, branch)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0], *_gated_gradient(grads[0], *ctx.saved_tensors, *ctx.needs_input_grad[1:])
+        gate, branch = ctx.saved_tensors
+        return grads[0], *_gated_gradient(grads[0], gate, branch, ctx.for_branch)
 
 
 @one_kernel
 def _gated_gradient(
-    grad: Tensor, gate: Tensor, branch: Tensor, for_gate: bool, for_branch: bool
+    grad: Tensor, gate: Tensor, branch: Tensor | None, for_branch: torch.dtype | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of gate and branch, None where they are not asked for."""
-    gate_grad = sum_to(grad * branch, gate).to(gate.dtype) if for_gate else None
-    return gate_grad, (grad * gate).to(branch.dtype) if for_branch else None
+    """Gradients of gate and, in that type, branch; None where they are not asked for."""
+    gate_grad = None if branch is None else sum_to(grad * branch, gate).to(gate.dtype)
+    return gate_grad, None if for_branch is None else (grad * gate).to(for_branch)
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

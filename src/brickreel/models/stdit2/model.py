@@ -206,8 +206,8 @@ class STDiT2(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two disagree
             "fps": fps,
         }.items():
             _check_scalar(name, value, x.shape[0])
-        # Autocast leaves the weights in fp32; what runs between the products, and the scalars that the model is told,
-        # are in the precision of the products all the same, as in a model that is kept in it.
+        # Autocast leaves the weights in fp32; what runs between the products, the positions, and the scalars that the
+        # model is told are in the precision of the products all the same, as in a model that is kept in it.
         kind = x.device.type
         autocast = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else self.x_embedder.proj.weight.dtype
@@ -221,7 +221,7 @@ class STDiT2(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two disagree
         x_BTSC, H, W = self.x_embedder(x.to(dtype))
         area = height[0].double() * width[0].double()
         x_BTSC = x_BTSC + position_embedding(H, W, x_BTSC.shape[-1], area, self.config.input_sq_size, dtype)
-        rope = self.rope(x.shape[2])
+        rope = self.rope(x.shape[2], dtype)
 
         size_BC = torch.cat([self.csize_embedder(torch.stack([height, width], 1)), self.ar_embedder(ar)], dim=1)
         pace_BC = self.fl_embedder(num_frames) + self.fps_embedder(fps)

@@ -34,7 +34,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def mkl_is_fast() -> bool:
     """Whether this is a processor of MKL's maker.
 
-    Told by name, not measured: processes of one run must choose alike, since the last bits differ.
+    Told by name, not measured: a run that is resumed must choose as before, since the last bits differ.
     """
     try:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
