@@ -156,8 +156,9 @@ class Run(Section):
     grad_checkpoint: bool = True
     """Recompute activations in the backward pass: a third more compute for a fraction of the memory."""
     compile_kernels: bool = False
-    """On a GPU, compile the elementwise parts of each block to one kernel each, which takes some minutes when a run
-    first meets its shapes. Needs a C compiler on the nodes. Correct on an H100; what it gains is not measured yet."""
+    """On a GPU, compile the elementwise parts of each block to one kernel each: minutes when a run first meets its
+    shapes, and a C compiler on the nodes. A first form of it equalled the plain parts on an H100; as it is now it has
+    not run on a GPU, and what it gains is not measured."""
     lora: Lora | None = None
     """Train low-rank additions only, merged into the final weights; all weights when absent."""
     online: bool = False

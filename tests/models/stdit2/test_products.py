@@ -2,20 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from brickreel.models.stdit2 import products
 from brickreel.models.stdit2.products import Linear, linear
-
-
-@pytest.fixture(params=[False, True], ids=["oneDNN", "MKL"], autouse=True)
-def _library(request, monkeypatch):
-    """Both ways, on any processor."""
-    monkeypatch.setattr(products, "mkl_is_fast", lambda: request.param)
-
-
-def test_onednn_multiplies_unless_mkl_is_at_home():
-    with torch.profiler.profile() as profile:
-        linear(torch.randn(3, 8), torch.randn(4, 8), None)
-    assert ("mkldnn::_linear_pointwise" in {event.key for event in profile.key_averages()}) != products.mkl_is_fast()
 
 
 @pytest.mark.parametrize(("inner", "outer"), [(24, 72), (96, 24), (32, 32)])

@@ -1,13 +1,10 @@
 """Linear layers that multiply in fp32 on a CPU through oneDNN, which torch has but asks for narrow types only.
 
 torch's own choice for fp32 is MKL, whose kernels for wide vectors run on one maker's processors; oneDNN looks at what a
-core can do, and is about twice as fast on an AMD EPYC with AVX-512 (`bench/stdit2.py`). On MKL's maker's processors it
-is a fifth slower, since its product for the weights' gradient is: there, on GPUs, in other types and when compiling,
-these are torch's layers.
+core can do, and is about twice as fast on an AMD EPYC with AVX-512 (`bench/stdit2.py`). On GPUs, in other types and
+when compiling, these are torch's layers.
 """
 
-import functools
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,26 +27,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-@functools.cache
-def mkl_is_fast() -> bool:
-    """Whether this is a processor of MKL's maker.
-
-    Told by name, not measured: a run that is resumed must choose as before, since the last bits differ.
-    """
-    try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-
-
 def _suits(tensor: Tensor) -> bool:
     return bool(
-        not torch.compiler.is_compiling()
-        and type(tensor) in (Tensor, nn.Parameter)
+        type(tensor) in (Tensor, nn.Parameter)
         and tensor.device.type == "cpu"
         and tensor.dtype == torch.float32
+        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        and not mkl_is_fast()
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
     )
