@@ -47,8 +47,8 @@ test-all: env  ## everything: quick, slow and cluster tests; a failure does not 
 	$(PYTEST) -m slurm || failed=1; \
 	test -z "$$failed"
 
-bench: env  ## measure; writes results/bench/*.json
-	@for file in bench/*.py; do case $$file in */_*) ;; *) echo "== $$file"; $(BIN)/python $$file || exit 1;; esac; done
+bench: env  ## measure; writes results/bench/*.json; at the end, which missed a limit and which broke
+	@$(BIN)/python bench/_all.py
 
 lint: env  ## ruff, mypy, snakefmt, snakemake --lint
 	$(BIN)/ruff check src tests bench

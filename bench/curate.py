@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from _limits import at_least, at_most, judge
 from brickreel import files, tables
 from brickreel.stages import analyze, curate, ingest
 
 CLIPS_PER_FILM, POSES, COPIES, FLIPS, PARTS = 50, 15, 0.02, 4, 20
-SECONDS, GIB, RECALL, PRECISION = 60.0, 4.0, 0.95, 0.99
 
 
 def main() -> None:
@@ -48,14 +48,10 @@ def main() -> None:
             "cpu_s": usage.ru_utime + usage.ru_stime,
             "memory_gib": usage.ru_maxrss / 2**20,
         } | quality(copies)
-    result["passed"] = (
-        result["cpu_s"] <= SECONDS
-        and result["memory_gib"] <= GIB
-        and result["recall"] >= RECALL
-        and result["precision"] >= PRECISION
-    )
-    files.write_json(target, result)
     print(result)
+    limits = [at_most("cpu_s", result["cpu_s"], 60), at_most("memory_gib", result["memory_gib"], 4)]
+    limits += [at_least("recall", result["recall"], 0.95), at_least("precision", result["precision"], 0.99)]
+    judge(target, result, limits)
 
 
 def write(films: int, rng: np.random.Generator) -> dict[str, str]:

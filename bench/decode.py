@@ -21,12 +21,12 @@ import av
 import cv2
 import numpy as np
 
+from _limits import at_least, at_most, judge
 from brickreel import files, tables
 from brickreel.films import demo, ffmpeg, signals, video
 from brickreel.stages import curate, cut
 
 SCENES, FPS = 12, 24
-MARGIN_ANALYZE, FASTER, SSIM, BYTES, MEMORY_GIB = 1.5, 4.0, 0.98, 2.0, 1.0
 
 
 def main() -> None:
@@ -51,22 +51,17 @@ def main() -> None:
     result["analyze over decode"] = one["analyze"]["cpu_s"] / one["decode"]["cpu_s"]
     result["times faster"] = theirs["cpu_s"] / ours["cpu_s"]
     result["times the bytes"] = ours["bytes"] / theirs["bytes"]
-    result["passed"] = {
-        "analyze": result["analyze over decode"] <= MARGIN_ANALYZE,
-        "faster": result["times faster"] >= FASTER,
-        "ssim": ours["ssim"] >= SSIM,
-        "bytes": result["times the bytes"] <= BYTES,
-        "frames": ours["frames_exact"],
-        "memory": ours["memory_gib"] <= MEMORY_GIB,
-    }
-    files.write_json(target, result)
     print(f"decode {one['decode']['cpu_s']:.1f} s, analyze {one['analyze']['cpu_s']:.1f} s of CPU")
-    print(f"analyze over decode: {result['analyze over decode']:.2f}")
     print(f"film to clips: {ours['cpu_s']:.1f} s against {theirs['cpu_s']:.1f} s of CPU")
-    print(
-        f"{result['times faster']:.1f} times faster, SSIM {ours['ssim']:.4f}, bytes x {result['times the bytes']:.2f}"
-    )
-    print("limits", result["passed"])
+    limits = [
+        at_most("analyze over decode", result["analyze over decode"], 1.5),
+        at_least("times faster", result["times faster"], 4),
+        at_least("ssim", ours["ssim"], 0.98),
+        at_most("times the bytes", result["times the bytes"], 2),
+        at_least("frames_exact", ours["frames_exact"], 1),
+        at_most("memory_gib", ours["memory_gib"], 1),
+    ]
+    judge(target, result, limits)
 
 
 def sixty_seconds(folder: Path) -> Path:

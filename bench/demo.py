@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from _limits import at_most, judge
 from brickreel import files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,9 +45,8 @@ def main() -> None:
         "memory_gib": memory,
         "dry_run_s": seconds[len(seconds) // 2],
     }
-    for name, value in rows.items():
-        print(f"{name:16} {value:8.2f}   limit {LIMITS[name]:g}{'' if value <= LIMITS[name] else '   MISSED'}")
-    files.write_json("results/bench/demo.json", rows | {"limits": LIMITS, "films_s": films_s, "stages_s": stages})
+    limits = [at_most(name, value, LIMITS[name]) for name, value in rows.items()]
+    judge("results/bench/demo.json", rows | {"films_s": films_s, "stages_s": stages}, limits)
 
 
 def timed(command: list[str]) -> tuple[float, float]:

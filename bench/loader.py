@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 import torch
 
 import _project
-from brickreel import config, files, tables
+from _limits import at_least, at_most, judge
+from brickreel import config, tables
 from brickreel.stages import train
 from brickreel.training import latents
 from brickreel.training.buckets import data_key, plan_buckets
@@ -31,7 +32,6 @@ from brickreel.training.order import Order
 
 CLIPS, EPOCHS = 96, 10
 SAMPLES = 1_000_000
-LIMITS = {"clips_per_s": 100.0, "growth_mib": 64.0}
 RUN = {"data": {"time": "poses", "buckets": {"360p": {32: [1.0, 8]}}}, "micro_batches": 1}
 
 
@@ -40,17 +40,18 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as place, chdir(place):
         result = measure() | index_of(SAMPLES)
-    files.write_json("results/bench/loader.json", result | {"limits": LIMITS})
-    print(f"one worker                {result['clips_per_s']:8.0f} clips/s   limit {LIMITS['clips_per_s']:.0f}")
+    print(f"one worker                {result['clips_per_s']:8.0f} clips/s")
     print(f"  without checksums       {result['clips_per_s_unchecked']:8.0f} clips/s")
     print(f"  reading and one copy    {result['clips_per_s_floor']:8.0f} clips/s")
     print(f"through two loader threads{result['clips_per_s_two_threads']:8.0f} clips/s")
-    print(f"memory over {EPOCHS} epochs    {result['growth_mib']:+8.1f} MiB       limit {LIMITS['growth_mib']:.0f}")
+    print(f"memory over {EPOCHS} epochs    {result['growth_mib']:+8.1f} MiB")
     print(
         f"an index of {SAMPLES:,} samples: planned in {result['plan_s']:.1f} s, opened in {result['open_s']:.1f} s,",
         end="",
     )
     print(f" {result['bytes_per_sample']:.0f} bytes of memory per sample")
+    limits = [at_least("clips_per_s", result["clips_per_s"], 100), at_most("growth_mib", result["growth_mib"], 64)]
+    judge("results/bench/loader.json", result, limits)
 
 
 def measure() -> dict[str, float]:

@@ -22,10 +22,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import _project
+from _limits import at_most, judge
 from brickreel import config, files
 from brickreel.stages import plan
 
-TIME_LIMIT, MEMORY_LIMIT = 0.15, 0.10
 STEPS, PROFILED_STEPS = 12, 3
 SIZES = {
     "4 poses of 64 x 64": (8, 4, 8, 8),
@@ -94,27 +94,20 @@ def main() -> None:
         for way, changes in WAYS.items():
             with tempfile.TemporaryDirectory() as folder, chdir(folder):
                 memory[f"{name} {way}".strip()] = measure_memory(latent, changes)
-    found = {
-        "limits": {"time": TIME_LIMIT, "memory": MEMORY_LIMIT},
-        "load_average": os.getloadavg()[0],
-        "sizes": seconds,
-        "memory": memory,
-        "within": {
-            "time": all(abs(row["off"]) <= TIME_LIMIT for row in seconds.values()),
-            "memory": all(abs(row["off"]) <= MEMORY_LIMIT for row in memory.values()),
-        },
-    }
-    files.write_json("results/bench/plan.json", found)
     for name, row in seconds.items():
         print(
             f"{name:36} forecast {row['forecast_s']['value']:7.3f} s, measured {row['measured_s']:7.3f} s per step:"
-            f" {row['off']:+6.1%} (limit {TIME_LIMIT:.0%})"
+            f" {row['off']:+6.1%}"
         )
     for name, row in memory.items():
         print(
             f"{name:36} forecast {row['forecast_mib']:6.1f} MiB, measured {row['measured_mib']:6.1f} MiB:"
-            f" {row['off']:+6.1%} (limit {MEMORY_LIMIT:.0%})"
+            f" {row['off']:+6.1%}"
         )
+    limits = [at_most(f"time, {name}: off by", abs(row["off"]), 0.15) for name, row in seconds.items()]
+    limits += [at_most(f"memory, {name}: off by", abs(row["off"]), 0.10) for name, row in memory.items()]
+    found = {"load_average": os.getloadavg()[0], "sizes": seconds, "memory": memory}
+    judge("results/bench/plan.json", found, limits)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from brickreel import files
+from _limits import at_most, judge
 
-LIMIT_S = 120.0
-LAUNCH_LIMIT_S = 5.0
 CONFIG = {"runs": {"demo": {}}, "preflight": {"disk_mib": 16}}
 
 
@@ -31,14 +29,12 @@ def main() -> None:
         inline = seconds(stage, folder)
         launched = seconds(["-m", "brickreel", "launch", "preflight", "--run", "demo"], folder)
         two = seconds(["-m", "brickreel", "launch", "preflight", "--run", "demo", "--tasks-per-node", "2"], folder)
-    rows = {
-        "one rank": {"seconds": inline, "limit_s": LIMIT_S},
-        "two ranks, launched": {"seconds": two, "limit_s": LIMIT_S},
-        "launcher's own time": {"seconds": launched - inline, "limit_s": LAUNCH_LIMIT_S},
-    }
-    for label, row in rows.items():
-        print(f"{label:22} {row['seconds']:6.1f} s   limit {row['limit_s']:.0f} s")
-    files.write_json("results/bench/preflight.json", {"rows": rows, "simulated": True})
+    limits = [
+        at_most("one rank, s", inline, 120),
+        at_most("two ranks, launched, s", two, 120),
+        at_most("launcher's own time, s", launched - inline, 5),
+    ]
+    judge("results/bench/preflight.json", {"simulated": True}, limits)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from brickreel import files
+from _limits import at_most, judge
 from brickreel.telemetry import recordings
 from telemetry import nvml
 
 GPUS, WARM_UP_S, SECONDS = 8, 5.0, 60.0
-LIMIT_PCT = 1.0
 METRICS = ("util 0 100", "sm 0 80", "tensor 0 40", "dram 0 50", "power 0 600", "mhz 0 1755", "used 0 70", "temp 0 60")
 
 
@@ -28,9 +27,8 @@ def main() -> None:
         figures = measure(Path(place))
     for name, value in figures.items():
         print(f"{name:22s} {value:12.4f}")
-    print(f"limit {LIMIT_PCT} % of one core: {'kept' if figures['cpu_pct'] <= LIMIT_PCT else 'MISSED'}")
-    result = {"gpus": GPUS, "period_s": 1.0, "seconds": SECONDS, "limit_pct": LIMIT_PCT, **figures}
-    files.write_json("results/bench/recorder.json", result)
+    result = {"gpus": GPUS, "period_s": 1.0, "seconds": SECONDS, **figures}
+    judge("results/bench/recorder.json", result, [at_most("cpu_pct of one core", figures["cpu_pct"], 1)])
 
 
 def measure(folder: Path) -> dict[str, float]:

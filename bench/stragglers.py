@@ -6,7 +6,7 @@ the whole run. Limits: a rank slower by 3 % found in 90 % of 300 runs, no false 
 
 import numpy as np
 
-from brickreel import files
+from _limits import at_least, at_most, judge
 from brickreel.telemetry import stragglers
 
 RANKS, STEPS, RUNS, SLOW = 32, 2000, 300, 13
@@ -41,10 +41,12 @@ def main() -> None:
         }
         shown = [f"{100 * found[rule] / RUNS:.1f} % found, {100 * wrong[rule] / RUNS:.1f} % wrong" for rule in RULES]
         print(f"{name:28s}" + "".join(f"{text:>28s}" for text in shown))
-    kept = result["3 % slower"]["windowed"]["found_pct"] >= 90 and result["clean"]["windowed"]["false_alarm_pct"] == 0
-    print(f"limits: {'kept' if kept else 'MISSED'}")
-    settings = {"ranks": RANKS, "steps": STEPS, "runs": RUNS, "kept": kept}
-    files.write_json("results/bench/stragglers.json", settings | {"cases": result})
+    limits = [
+        at_least("3 % slower: found_pct", result["3 % slower"]["windowed"]["found_pct"], 90),
+        at_most("clean: false_alarm_pct", result["clean"]["windowed"]["false_alarm_pct"], 0),
+    ]
+    settings = {"ranks": RANKS, "steps": STEPS, "runs": RUNS}
+    judge("results/bench/stragglers.json", settings | {"cases": result}, limits)
 
 
 def simulate(seed: int, factor: float, share: float) -> np.ndarray:

@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import _project
+from _limits import at_least, at_most, judge
 from brickreel import config, files, tables
 from brickreel.diffusion.iddpm import IDDPM
 from brickreel.models.stdit2 import STDiT2
@@ -45,14 +46,13 @@ RUN: dict[str, Any] = {
 }
 ROUNDS, STEPS = 3, 6
 RANK_STEPS = 40
-LIMITS = {"outside_share": 0.05, "plain_ratio": 1.05, "cached_gain": 3.0}
 
 
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-    result: dict[str, Any] = {"load_average": os.getloadavg()[0], "limits": LIMITS}
+    result: dict[str, Any] = {"load_average": os.getloadavg()[0]}
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "beside_plain_loop": beside_plain_loop,
         "on_two_ranks": on_two_ranks,
@@ -62,21 +62,26 @@ def main() -> None:
     for name, measure in measures.items():
         with tempfile.TemporaryDirectory() as place, chdir(place):
             result[name] = measure()
-    files.write_json("results/bench/train.json", result)
     plain, two, encoded = (result[name] for name in ("beside_plain_loop", "on_two_ranks", "online"))
     large = result["online_720"]
-    print(f"step beside a plain loop       {plain['ratio']:.2f} times its time   limit {LIMITS['plain_ratio']}")
+    print(f"step beside a plain loop       {plain['ratio']:.2f} times its time")
     for backend in ("ddp", "fsdp2"):
         shares = two[backend]
         print(
             f"{backend:5s} on two ranks             {shares['step_s']:.3f} s, {shares['outside_share']:.1%} outside"
-            f" forward, backward, optimizer   limit {LIMITS['outside_share']:.0%}"
+            " forward, backward, optimizer"
         )
     print(f"a rank's work without exchange {two['without_communication_s']:.3f} s")
-    print(f"encoded once, beside online    {encoded['gain']:.2f} times the clips   aim {LIMITS['cached_gain']}")
+    print(f"encoded once, beside online    {encoded['gain']:.2f} times the clips")
     print(f"  from clips of 720 rows       {large['gain']:.2f} times")
     ahead = encoded["forecast_xl2_360p_32f"]["online_to_cached"]
     print(f"forecast for XL/2, 360p, 32f   online takes {ahead:.2f} times the FLOPs, decoding not counted")
+    limits = [
+        at_most("step beside a plain loop", plain["ratio"], 1.05),
+        *(at_most(f"{backend}, outside_share", two[backend]["outside_share"], 0.05) for backend in ("ddp", "fsdp2")),
+        at_least("encoded once, beside online, from clips of 720 rows", large["gain"], 3),
+    ]
+    judge("results/bench/train.json", result, limits)
 
 
 def beside_plain_loop() -> dict[str, float]:

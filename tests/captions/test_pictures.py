@@ -41,6 +41,11 @@ def test_indices_may_repeat_and_come_in_any_order(tmp_path):
     assert [number for number, _ in pictures.take(tmp_path / "a.mp4", [15, 3, 15], 64)] == [15, 3, 15]
 
 
+def test_no_two_indices_are_given_one_key_frame(tmp_path):
+    write_counting(tmp_path / "a.mp4", 96, 12, 0)
+    assert [number for number, _ in pictures.take(tmp_path / "a.mp4", [43, 53, 57], 64)] == [48, 53, 60]
+
+
 def test_sound_beside_the_pictures_does_not_matter(tmp_path):
     write_counting(tmp_path / "silent.mp4", 48, 12, 3)
     subprocess.run(

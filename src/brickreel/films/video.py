@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from brickreel import files
@@ -26,11 +27,13 @@ def stream(path: str | os.PathLike[str], height: int | None = None, threads: int
             source = container.streams.video[0]
             source.thread_type = "AUTO"
             source.codec_context.thread_count = threads
+            scaler = VideoReformatter()
             for frame in container.decode(source):
                 rows, columns = frame.height, frame.width
                 if height and height < rows:
                     rows, columns = height, max(2, round(columns * height / rows / 2) * 2)
-                picture = frame.to_ndarray(format="rgb24", height=rows, width=columns)
+                # One for all frames, and without threads: making them anew takes as long as the work.
+                picture = scaler.reformat(frame, columns, rows, "rgb24", threads=1).to_ndarray()
                 yield float(frame.time or 0.0), np.asarray(picture, np.uint8)
     except av.FFmpegError as error:
         raise ValueError(f"{path} cannot be decoded: {error}") from error
