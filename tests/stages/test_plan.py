@@ -240,3 +240,11 @@ def test_an_online_run_says_that_its_encoders_are_not_counted_where_they_are_not
     assert "autoencoder and text encoder" in got["memory_basis"]["reason"]
     assert latents["memory_basis"]["reason"] is None
     assert got["memory_gib"]["total"] == latents["memory_gib"]["total"]
+
+
+def test_prompts_that_are_too_long_for_the_model_are_told_before_training():
+    settings = origin({32: (1.0, 8)})
+    index = rows(settings.runs["r"].data, "360p-32", 24, 32, (360, 640), text_tokens=201)
+    with pytest.raises(ValueError, match="201 text tokens here, but the model takes 200: set `encode.text_tokens`"):
+        planned(settings, index)
+    assert not Path("results/plan/r/plan.json").exists()

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from brickreel.config import Run
+from brickreel.models.stdit2 import STDiT2
 from brickreel.training import backends
 from brickreel.training.backends.ddp import DataParallel
 
@@ -93,3 +95,22 @@ def test_the_default_backend_follows_the_machine():
 def test_sharding_backends_ask_for_several_ranks_in_one_sentence(name):
     with pytest.raises(ValueError, match=f"backend {name} needs several ranks: use ddp for one process"):
         backends.build(name, nn.Linear(2, 2), Run(), 1, CPU)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_what_goes_from_block_to_block_has_the_precision_of_the_products(name, tmp_path):
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = STDiT2.preset("tiny", depth=3)
+        seen = []
+        for block in model.blocks:
+            block.register_forward_pre_hook(lambda block, given: seen.append(given[0].dtype))
+        backend = backends.build(name, model, Run(precision="bf16"), 1, CPU)
+        sizes = {key: torch.ones(1) for key in ("num_frames", "height", "width", "fps")}
+        with torch.autocast("cpu", torch.bfloat16):
+            out = backend.wrapped(torch.ones(1, 8, 2, 4, 4), torch.ones(1), torch.ones(1, 1, 4, 64), **sizes)
+    finally:
+        dist.destroy_process_group()
+    assert seen == [torch.bfloat16] * 3
+    assert out.dtype == torch.float32

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from brickreel.config import Evaluate
@@ -41,55 +43,68 @@ class Library:
 
 
 class Scorer:
-    """Measures videos with the networks that the settings name; one that is missing is a reason, not a failure."""
+    """Measures videos with the networks that the settings name; one that is missing is a reason, not a failure.
 
-    def __init__(self, settings: Evaluate, library: Library) -> None:
+    All networks are on one device, and whatever one Scorer measured may be compared.
+    """
+
+    def __init__(self, settings: Evaluate, library: Library, device: torch.device | None = None) -> None:
         self.settings, self.library = settings, library
+        self.device = device or _own_device()
         self.troubles: dict[str, str] = {}
         self.network = self._network()
         self.subject = self._optional("dinov2", features.PictureModel)
         self.agreement = self._optional("clip", features.ClipModel)
 
-    def _network(self) -> Callable[[list[features.Frames]], list[Features]] | None:
+    def _network(self) -> Callable[[Sequence[features.Frames]], list[Features]] | None:
         if self.settings.features == "transnetv2":
-            return features.transnetv2
+            return partial(features.transnetv2, device=self.device)
         kind = features.PictureModel if self.settings.features == "dinov2" else features.VideoModel
         model = self._optional(self.settings.features, kind)
         return model.features if model else None
 
-    def _optional(self, name: str, kind: Callable[[Path], Any]) -> Any:
+    def _optional(self, name: str, kind: Callable[[Path, torch.device], Any]) -> Any:
         folder = getattr(self.settings, name)
         if folder is None:
             self.troubles[name] = f"evaluate.{name} names no folder with weights"
             return None
         try:
-            return kind(folder)
+            return kind(folder, self.device)
         except ValueError as error:
             self.troubles[name] = f"evaluate.{name}: {error}"
             return None
 
     def measure(self, videos: Sequence[Shown]) -> list[Measured]:
         """Every metric of one video at a time. The videos may be forgotten afterwards."""
-        vectors: list[Features | None] = [None] * len(videos)
-        if self.network:
-            vectors = list(self.network([shown.poses for shown in videos]))
-        return [self._measure(shown, vector) for shown, vector in zip(videos, vectors, strict=True)]
+        poses = [shown.poses for shown in videos]
+        vectors = self.network(poses) if self.network else [None] * len(videos)
+        told = zip(videos, vectors, self._consistencies(poses), self._agreements(videos), strict=True)
+        return [self._measure(*one) for one in told]
 
-    def _measure(self, shown: Shown, vectors: Features | None) -> Measured:
+    def _measure(
+        self, shown: Shown, vectors: Features | None, consistency: float | str, agreement: float | str
+    ) -> Measured:
         values = measures.of_video(shown)
         no_features = self.troubles.get(self.settings.features, "")
         values[measures.DRIFT.name] = no_features if vectors is None else measures.drift(vectors)
-        values[measures.CONSISTENCY.name] = self.troubles.get("dinov2", "") or measures.consistency(
-            self.subject.features([shown.poses])[0]
-        )
-        values[measures.AGREEMENT.name] = self.troubles.get("clip", "") or self._agreement(shown)
+        values[measures.CONSISTENCY.name] = consistency
+        values[measures.AGREEMENT.name] = agreement
         found = Measured(shown.row, values, vectors, poses=len(shown.poses))
         self._look_for_copy(shown, found)
         return found
 
-    def _agreement(self, shown: Shown) -> float | str:
-        text = shown.row.get("prompt") or shown.row.get("text")
-        return self.agreement.agreement(shown.poses, text) if text else "a clip without a caption"
+    def _consistencies(self, poses: Sequence[features.Frames]) -> list[float | str]:
+        if trouble := self.troubles.get("dinov2"):
+            return [trouble] * len(poses)
+        return [measures.consistency(vectors) for vectors in self.subject.features(poses)]
+
+    def _agreements(self, videos: Sequence[Shown]) -> list[float | str]:
+        if trouble := self.troubles.get("clip"):
+            return [trouble] * len(videos)
+        texts = [shown.row.get("prompt") or shown.row.get("text") for shown in videos]
+        told = [(shown.poses, text) for shown, text in zip(videos, texts, strict=True) if text]
+        found = iter(self.agreement.agreements([poses for poses, _ in told], [text for _, text in told]))
+        return [next(found) if text else "a clip without a caption" for text in texts]
 
     def _look_for_copy(self, shown: Shown, found: Measured) -> None:
         sample, clips = memorisation.thumbnails(shown.poses), self.library.thumbnails
@@ -101,6 +116,16 @@ class Scorer:
         except ValueError as error:
             found.values.setdefault(measures.NEAREST.name, str(error))
             found.values[measures.COPIES.name] = str(error)
+
+
+def _own_device() -> torch.device:
+    """This process's GPU where there is one, as the other stages choose it."""
+    if not torch.cuda.is_available():
+        return features.CPU
+    # Brings diffusers along, which takes seconds.
+    from brickreel.training.encoding import choose_device
+
+    return choose_device("auto")
 
 
 def groups(videos: Sequence[Measured], by: Sequence[str]) -> list[list[Measured]]:

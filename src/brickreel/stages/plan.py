@@ -29,14 +29,15 @@ CAPTIONS = Path("results/caption/captions.parquet")
 def run(config: configuration.Config, run: str) -> None:
     """Forecast one run.
 
-    Raises ValueError when no clip is left or the run does not fit into memory, FileNotFoundError before `encode`.
+    Raises ValueError when no clip is left, a prompt is too long for the model, or the run does not fit into memory;
+    FileNotFoundError before `encode`.
     """
     settings = config.run(run)
     index = tables.read("encode_index", INDEX)
     buckets = plan_buckets(index, settings)
     model = planning.Model.read(load.locate("transformer", **config.base.transformer.model_dump()), settings.lora)
     site = machine.from_environment(assignments(SITE_ENV) | dict(os.environ))
-    work = planning.Work.of(buckets, settings, model, _text_tokens(index, config))
+    work = planning.Work.of(buckets, settings, model, _text_tokens(index, settings, config.encode, model))
     encoders = planning.encoder_bytes(config.base, config.encode, bool(site.gpu)) if settings.online else None
     plan = {
         "run": run,
@@ -52,10 +53,17 @@ def run(config: configuration.Config, run: str) -> None:
     _say(run, plan, site)
 
 
-def _text_tokens(index: Any, config: configuration.Config) -> int:
-    """The longest prompt that was encoded: batches are padded to it."""
-    longest = pc.max(index["text_tokens"]).as_py()
-    return int(longest or config.encode.text_tokens)
+def _text_tokens(index: Any, settings: configuration.Run, encode: configuration.Encode, model: planning.Model) -> int:
+    """The longest prompt: batches are padded to it. Raises ValueError where the model takes no such prompt."""
+    encoded = pc.max(index["text_tokens"]).as_py()
+    longest, most = int(encoded or encode.text_tokens), int(model.sizes.model_max_length)
+    # Training would end at the first such caption, which may be days away.
+    if longest > most and (encoded or settings.online):
+        raise ValueError(
+            f"a prompt may have {longest} text tokens here, but the model takes {most}: set `encode.text_tokens` to"
+            f" {most} or less{' and run encode again' if encoded else ''}"
+        )
+    return longest
 
 
 def _encoded_bytes(index: Any) -> int | None:

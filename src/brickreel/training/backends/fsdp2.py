@@ -22,9 +22,7 @@ class FullySharded(Backend):
         if not torch.distributed.is_initialized():
             raise ValueError("backend fsdp2 needs several ranks: use ddp for one process")
         mesh = init_device_mesh(self.device.type, (self.world_size,))
-        policy = MixedPrecisionPolicy(
-            param_dtype=self.autocast, reduce_dtype=torch.float32, output_dtype=torch.float32, cast_forward_inputs=False
-        )
+        policy = MixedPrecisionPolicy(param_dtype=self.autocast, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in getattr(model, "blocks", []):
             fully_shard(block, mesh=mesh, mp_policy=policy)
         whole = fully_shard(model, mesh=mesh, mp_policy=policy)

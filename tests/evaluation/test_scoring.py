@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+
+from brickreel.config import Evaluate
+from brickreel.evaluation import features
+from brickreel.evaluation.poses import Shown
+from brickreel.evaluation.scoring import Library, Scorer
+
+
+class Network:
+    """Stands in for one from a folder; knows where it was put and what it was asked."""
+
+    made: list["Network"]
+
+    def __init__(self, folder, device):
+        self.folder, self.device, self.calls = folder, device, []
+        self.made.append(self)
+
+    def features(self, videos):
+        self.calls.append(len(videos))
+        return [np.ones((len(video), 8), np.float32) for video in videos]
+
+    def agreements(self, videos, texts):
+        self.calls.append(list(texts))
+        return [len(text) / 100 for text in texts]
+
+
+@pytest.fixture
+def networks(monkeypatch):
+    monkeypatch.setattr(Network, "made", [], raising=False)
+    for kind in ("ClipModel", "PictureModel", "VideoModel"):
+        monkeypatch.setattr(features, kind, Network)
+    return Network.made
+
+
+def settings(tmp_path, **changes) -> Evaluate:
+    return Evaluate(**{"dinov2": tmp_path / "dinov2", "clip": tmp_path / "clip"} | changes)
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda:0"), (4, "cuda:0")])
+def test_all_networks_are_on_the_gpu_where_there_is_one(networks, tmp_path, monkeypatch, gpus, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    given = []
+    monkeypatch.setattr(features, "transnetv2", lambda videos, device: given.append(device) or [None] * len(videos))
+    scorer = Scorer(settings(tmp_path), Library())
+    assert scorer.network([]) == []
+    assert given == [scorer.device] == [torch.device(device)]
+    assert [network.device for network in networks] == [torch.device(device)] * 2
+    Scorer(settings(tmp_path, features="videomae", videomae=tmp_path / "videomae"), Library())
+    assert {network.device for network in networks} == {torch.device(device)}
+
+
+def test_a_device_that_is_given_is_taken(networks, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    scorer = Scorer(settings(tmp_path), Library(), torch.device("cpu"))
+    assert scorer.device == networks[0].device == networks[1].device == torch.device("cpu")
+
+
+def test_networks_are_asked_once_for_all_videos_and_each_gets_its_own_answer(networks, scene, tmp_path):
+    rows = [{"prompt": "a red car"}, {"text": None}, {"text": "a dog"}]
+    videos = [scene(seed, 8, 48) for seed in range(3)]
+    shown = [Shown(video, video, [1] * len(video), row) for video, row in zip(videos, rows, strict=True)]
+    found = Scorer(settings(tmp_path), Library(), torch.device("cpu")).measure(shown)
+    assert [network.calls for network in networks] == [[3], [["a red car", "a dog"]]]
+    assert [one.values["prompt_agreement"] for one in found] == [0.09, "a clip without a caption", 0.05]
+    assert [one.values["subject_consistency"] for one in found] == pytest.approx([1] * 3)
+    for one, vectors in zip(found, features.transnetv2(videos), strict=True):
+        assert np.array_equal(one.vectors, vectors)
