@@ -1,8 +1,10 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 
-from brickreel.training.randomness import STREAMS, Showing
+from brickreel.training.randomness import STREAMS, Showing, repeat_exactly
 
 CPU = torch.device("cpu")
 
@@ -27,3 +29,17 @@ def test_normal_numbers_are_normal_and_neighbours_do_not_correlate():
 def test_unknown_stream_is_refused():
     with pytest.raises(ValueError, match="tuple"):
         Showing("x", 0).generator("nose")
+
+
+def test_a_gpu_is_asked_for_sums_in_one_order(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    repeat_exactly(CPU)
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        repeat_exactly(torch.device("cuda", 0))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled(), "what has no such form runs all the same"
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True

@@ -5,6 +5,7 @@ Philox counts: key and counter give the numbers directly (Salmon et al., "Parall
 """
 
 import hashlib
+import os
 
 import numpy as np
 import torch
@@ -31,3 +32,17 @@ class Showing:
             seed = int(self.generator(stream).integers(2**63))
             return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
         return torch.from_numpy(self.generator(stream).standard_normal(shape, dtype=np.float32))
+
+
+def repeat_exactly(device: torch.device) -> None:
+    """On a GPU, ask for sums in one order: a resumed run must find the same last bits.
+
+    Attention's backward pass otherwise adds as its blocks happen to finish. What has no such form runs all the same,
+    with torch's warning.
+    """
+    if device.type != "cuda":
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # It finds bugs only, and costs a pass over each new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False

@@ -78,9 +78,8 @@ def test_under_autocast_gradients_are_those_of_plain_layers():
 def as_on_a_gpu(monkeypatch):
     """Functions are traced, and what comes out is called: for kernels it would take a compiler."""
     monkeypatch.setattr(fused.Kernels, "compiled", True)
-    monkeypatch.setattr(
-        torch, "compile", lambda function, options, compile=torch.compile: compile(function, backend="eager")
-    )
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic, options: real(f, backend="eager", dynamic=dynamic))
     monkeypatch.setattr(fused, "_on_gpu", lambda value: True)
 
 

@@ -115,7 +115,7 @@ def test_flash_is_refused_where_it_is_not_installed_and_auto_does_without(monkey
 def test_the_packed_path_of_flash_computes_what_the_padded_one_does(monkeypatch):
     """flash-attn's function, here written with torch by its documented contract, gets what it needs."""
 
-    def varlen(q, k, v, cu_q, cu_k, max_q, max_k):
+    def varlen(q, k, v, cu_q, cu_k, max_q, max_k, deterministic):
         assert cu_q.dtype == cu_k.dtype == torch.int32
         assert (cu_k.diff().max(), cu_q.diff().max()) == (max_k, max_q)
         parts = []

@@ -6,6 +6,7 @@ time as [B, S*heads, T, d], for which only the values are copied.
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -142,17 +143,18 @@ def varlen_attention(q_BNhd: Tensor, k_Lhd: Tensor, v_Lhd: Tensor, lengths: tupl
     ends_q = torch.arange(0, (B + 1) * N, N, dtype=torch.int32, device=q_BNhd.device)
     ends_k = torch.tensor((0, *lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
     ends_k = ends_k.to(q_BNhd.device, non_blocking=True)
-    out = kernel(q_BNhd.flatten(0, 1), k_Lhd, v_Lhd, ends_q, ends_k, N, max(lengths))
+    repeatable = torch.are_deterministic_algorithms_enabled()
+    out = kernel(q_BNhd.flatten(0, 1), k_Lhd, v_Lhd, ends_q, ends_k, N, max(lengths), deterministic=repeatable)
     return out.view(q_BNhd.shape)
 
 
 def flash_kernel():  # type: ignore[no-untyped-def]  # a function of a package without types
     """flash-attn's variable-length kernel, or None where it is not installed.
 
-    The symbol is asked for, since `import flash_attn` succeeds as an empty namespace beside flash-attn 4.
+    The symbol is asked for, since `import flash_attn` succeeds as an empty namespace beside flash-attn 4. Without an
+    import statement, since diffusers takes each of those in an exported folder for a requirement.
     """
     try:
-        from flash_attn import flash_attn_varlen_func
+        return getattr(import_module("flash_attn"), "flash_attn_varlen_func", None)
     except (ImportError, OSError):
         return None
-    return flash_attn_varlen_func

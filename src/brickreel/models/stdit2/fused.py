@@ -19,6 +19,8 @@ from torch import Tensor
 from brickreel.models.stdit2.embeddings import rotate
 
 EPS = 1e-6
+MOST_SHAPES = 256
+"""For which one function is compiled; more of them run as they are."""
 
 
 Rope = tuple[Tensor, Tensor] | None
@@ -52,10 +54,13 @@ def one_kernel(function: Callable[P, R]) -> Callable[P, R]:
         if not (Kernels.compiled and _on_gpu(args[0])):
             return function(*args, **kwargs)
         if not made:
-            # Which way sums are cut is decided by rule, not by a race: a resumed run must find the same last bits.
-            made.append(torch.compile(function, options={"deterministic": True}))
-            # Stills and clips, one sample and several, masked and not: each has a kernel of its own.
-            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+            # How sums are cut is decided by rule and for each shape alone, not by a race or by the shapes before: a
+            # resumed run, which may meet them in another order, must find the same last bits.
+            made.append(torch.compile(function, dynamic=False, options={"deterministic": True}))
+            # Every bucket's clips and stills, masked and not, have a kernel of their own.
+            settings = torch._dynamo.config
+            settings.recompile_limit = max(MOST_SHAPES, settings.recompile_limit)
+            settings.accumulated_recompile_limit = max(8 * MOST_SHAPES, settings.accumulated_recompile_limit)
         try:
             return made[0](*map(_plain, args), **kwargs)  # type: ignore[arg-type]
         except torch._dynamo.exc.TorchDynamoException as error:
