@@ -106,14 +106,13 @@ class Step:
     """The run's step on one GPU, with random weights and latents."""
 
     def __init__(self, clips: int, recomputed: float, attention: str, compiled: bool) -> None:
-        changes = {"backend": "ddp", "micro_batches": 1, "grad_checkpoint": recomputed > 0, "compile_kernels": compiled}
+        changes = {"backend": "ddp", "micro_batches": 1, "grad_checkpoint": recomputed, "compile_kernels": compiled}
         self.run = config.load(ROOT / "config.yaml").run(RUN).model_copy(update=changes)
         self.bucket = Bucket("360p-32f", 32, 360, 640, items=64, batch=clips)
         torch.manual_seed(0)
         with DEVICE:
             model = STDiT2.preset("XL/2", attn_implementation=attention)
-        if recomputed:
-            model.recompute(recomputed)
+        model.recompute(recomputed)
         self.backend = backends.build("ddp", model.train(), self.run, 1, DEVICE)
         self.batch = dataclasses.replace(rehearsal.random_batch(self.bucket, model.config), lengths=LENGTHS[:clips])
         self.kind = objective.diffusion(self.run)
@@ -146,20 +145,18 @@ def measure(
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
         "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
         "device_used_gib": (lambda free, total: (total - free) / 2**30)(*torch.cuda.mem_get_info()),
-        "counted_gib": counted(step, recomputed),
+        "counted_gib": counted(step),
     }
 
 
-def counted(step: Step, recomputed: float) -> float:
-    """What `plan` counts for the tensors of this step; between its two counts where some blocks are recomputed."""
+def counted(step: Step) -> float:
+    """What `plan` counts for the tensors of this step."""
     with tempfile.TemporaryDirectory() as folder:
         step.backend.model.save_config(folder)
         model = planning.Model.read(Path(folder))
         plan = BucketPlan((step.bucket,), "bench", step.bucket.items, 0)
         work = planning.Work.of(plan, step.run, model, max(step.batch.lengths))
-        parts = planning.memory(work, step.run, Machine(gpus=1))["memory_gib"]
-    fixed = parts["total"] - parts["activations_checkpointed" if step.run.grad_checkpoint else "activations"]
-    return fixed + recomputed * parts["activations_checkpointed"] + (1 - recomputed) * parts["activations"]
+        return planning.memory(work, step.run, Machine(gpus=1))["memory_gib"]["total"]
 
 
 def kernels(count: int, compiled: bool) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ SIZES = {
 WAYS = {
     "": {},
     "checkpointed": {"grad_checkpoint": True},
+    "half checkpointed": {"grad_checkpoint": 0.5},
     "one micro-batch": {"micro_batches": 1},
     "LoRA": {"lora": {"rank": 8}},
 }

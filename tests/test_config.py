@@ -26,6 +26,13 @@ def test_wrong_type_names_the_field_and_the_value():
         config.load({"cut": {"crf": "good"}})
 
 
+def test_checkpoints_are_at_all_blocks_at_none_or_at_a_share_of_them():
+    for given, share in ((True, 1), (False, 0), (0.5, 0.5), (1, 1)):
+        assert config.load({"runs": {"demo": {"grad_checkpoint": given}}}).run("demo").grad_checkpoint == share
+    with pytest.raises(ValueError, match=r"`runs\.demo\.grad_checkpoint`: Input should be less than or equal to 1"):
+        config.load({"runs": {"demo": {"grad_checkpoint": 2}}})
+
+
 def test_a_key_in_place_of_its_variables_name_is_not_repeated():
     with pytest.raises(ValueError, match=r"caption\.api_key_env") as caught:
         config.load({"caption": {"api_key_env": "sk-proj-0123456789abcdef"}})

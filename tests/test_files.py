@@ -51,6 +51,14 @@ def test_json_lines_survive_a_cut_last_line(tmp_path):
     assert [row["n"] for row in files.read_json_lines(path)] == [1, 2]
 
 
+def test_json_lines_may_hold_any_sign_in_their_texts(tmp_path):
+    path = tmp_path / "log.jsonl"
+    rows = [{"text": f"a{sign}b"} for sign in ("\u2028", "\x85", "\r", "\x0c")]
+    for row in rows:
+        files.append_json_line(path, row)
+    assert files.read_json_lines(path) == rows
+
+
 def test_a_line_appended_after_a_cut_one_is_not_lost(tmp_path):
     path = tmp_path / "ledger.jsonl"
     path.write_text('{"n": 1}\n{"n": 2, "te')

@@ -25,3 +25,24 @@ def test_a_shard_waits_for_the_process_that_is_at_it_and_another_shard_does_not(
     assert same.poll() is None
     held.close()
     assert same.wait(30) == 0
+
+
+STUCK = """
+import threading, time
+from brickreel import running
+from brickreel.cluster import exits
+
+def act():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    exits.STUCK.set()
+    if RAISES:
+        raise ValueError("a sentence")
+
+running.guarded("preflight", False, act)
+"""
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_process_with_a_thread_that_never_ends_ends_all_the_same(raises):
+    done = subprocess.run([sys.executable, "-c", STUCK.replace("RAISES", str(raises))], timeout=60, check=False)
+    assert done.returncode == int(raises)

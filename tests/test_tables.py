@@ -54,6 +54,23 @@ def test_rows_of_a_shard_are_those_that_pass_in_their_order(tmp_path, monkeypatc
     ]
     good = tables.owned("sources", folder, "film_id", lambda name: name == "b", where=pc.field("outcome") == "ok")
     assert good["path"].to_pylist() == ["a.mp4"] * 6
+    few = tables.owned("sources", folder, "film_id", lambda name: name == "b", columns=["path", "film_id"])
+    assert few.to_pylist() == found.filter(pc.field("film_id") == "b").select(["path", "film_id"]).to_pylist()
+
+
+def test_rows_that_are_alike_are_counted_and_summed_whatever_batches_they_come_in(tmp_path, monkeypatch):
+    path = tmp_path / "sources.parquet"
+    names = ["b", "a", None, "b", "b", None, "a"]
+    tables.write("sources", path, [film(codec=name, frames=n if name else None) for n, name in enumerate(names)])
+    for size in (1, 3, 100):
+        monkeypatch.setattr(tables, "BATCH", size)
+        found = tables.tally(tables.batches("sources", path, ["codec", "frames"]), ["codec"], ["frames"])
+        assert found == [
+            {"codec": "b", "count": 3, "frames": 7},
+            {"codec": "a", "count": 2, "frames": 7},
+            {"codec": None, "count": 2, "frames": None},
+        ]
+    assert tables.tally([], ["codec"]) == []
 
 
 def test_a_table_in_batches_is_the_table(tmp_path, monkeypatch):

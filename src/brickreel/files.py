@@ -93,18 +93,23 @@ def append_json_line(path: str | os.PathLike[str], row: dict[str, Any]) -> None:
         os.close(handle)
 
 
-def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read JSON lines; lines cut by a crash are skipped. A file that does not exist has no lines."""
+def json_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """JSON lines, one at a time; lines cut by a crash are skipped. A file that does not exist has no lines."""
     path = Path(path)
     if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+        return
+    # Other signs that a text may hold, such as U+2028, do not end a line.
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as stream:
+        for line in stream:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """All of `json_lines`."""
+    return list(json_lines(path))
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

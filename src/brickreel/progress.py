@@ -24,7 +24,7 @@ class Bar:
 
     def __init__(self, label: str, total: int, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done, self.note = 0, ""
+        self.done, self.skipped, self.note = 0, 0, ""
         self.started = self.reported = time.monotonic()
         interactive = sys.stderr.isatty() and os.environ.get("BRICKREEL_PROGRESS") != "lines"
         self.bar = _terminal_bar() if interactive else None
@@ -52,11 +52,17 @@ class Bar:
         if time.monotonic() - self.reported >= SECONDS_BETWEEN_LINES:
             self._line()
 
+    def skip(self, amount: int) -> None:
+        """Count work that an earlier run has done: it says nothing of how fast this one is. Before any `advance`."""
+        self.done, self.skipped = self.done + amount, self.skipped + amount
+        if self.bar and self.task is not None:
+            self.bar.reset(self.task, completed=self.done)
+
     def _line(self) -> None:
         self.reported = time.monotonic()
         elapsed = max(self.reported - self.started, 1e-9)
-        rate = self.done / elapsed
-        left = f", {(self.total - self.done) / rate:.0f} s left" if 0 < self.done < self.total else ""
+        rate = (self.done - self.skipped) / elapsed
+        left = f", {(self.total - self.done) / rate:.0f} s left" if rate and self.done < self.total else ""
         note = f" ({self.note})" if self.note else ""
         logger.info("%s: %d of %d %s, %.3g/s%s%s", self.label, self.done, self.total, self.unit, rate, left, note)
 

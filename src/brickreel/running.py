@@ -74,24 +74,31 @@ def set_up_logging(log_file: str | None = None) -> None:
 
 def guarded(command: str, debug: bool, action: Callable[[], None]) -> None:
     """Run an action; an error becomes one sentence and exit status 1, with the traceback only when asked."""
+    status = _status(command, debug, action)
+    if status or exits.STUCK.is_set():
+        exits.leave(status)
+
+
+def _status(command: str, debug: bool, action: Callable[[], None]) -> int:
     try:
         action()
     except exits.Interrupted as stopped:
         logger.info("brickreel %s: %s", command, stopped)
-        sys.exit(exits.INTERRUPTED)
+        return exits.INTERRUPTED
     except (ValueError, OSError) as error:
         if debug:
             raise
         logger.error("brickreel %s: %s", command, error)
         exits.record(command, error)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         logger.error("brickreel %s: interrupted; what is finished is kept, and the same command continues", command)
-        sys.exit(130)
+        return 130
     except Exception as error:
         if debug:
             raise
         logger.error(
             "brickreel %s: unexpected %s: %s (run with --debug for the traceback)", command, type(error).__name__, error
         )
-        sys.exit(1)
+        return 1
+    return 0

@@ -172,6 +172,8 @@ SCHEMAS = {
             ("content_hash", pa.string()),
             ("model", pa.string()),
             ("prompt_version", pa.string()),
+            ("pictures", pa.string()),  # number, longest side in pixels and detail: 3 x 512 low
+            ("max_tokens", pa.int64()),  # longest answer that was allowed
             ("tokens_in", pa.int64()),
             ("tokens_out", pa.int64()),
             ("usd", pa.float64()),  # what counts against the budget
@@ -299,6 +301,8 @@ SCHEMAS = {
         ],
     ),
 }
+LATER = {"pictures", "max_tokens"}
+"""Columns that the rows of logs from before them lack."""
 
 
 def table(name: str, rows: Iterable[Mapping[str, Any]] | pa.Table) -> pa.Table:
@@ -349,7 +353,9 @@ def read(name: str, path: str | os.PathLike[str], columns: Sequence[str] | None 
     schema, parts = SCHEMAS[name], _parts(name, path)
     if not parts:
         return schema.empty_table().select(columns or schema.names)
-    return ds.dataset([str(part) for part in parts], schema=schema).to_table(columns=columns, filter=where)
+    return ds.dataset([str(part) for part in parts], schema=schema).to_table(
+        columns=columns and list(columns), filter=where
+    )
 
 
 def batches(
@@ -364,11 +370,16 @@ def batches(
 
 
 def owned(
-    name: str, path: str | os.PathLike[str], column: str, owns: Callable[[str], bool], where: Any = None
+    name: str,
+    path: str | os.PathLike[str],
+    column: str,
+    owns: Callable[[str], bool],
+    where: Any = None,
+    columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """As `read`, of the rows alone whose value in a column passes, such as the films that a shard `owns`."""
-    found = (_owned(batch, column, owns) for batch in batches(name, path, where=where))
-    return pa.Table.from_batches(found, SCHEMAS[name])
+    """As `batches`, of the rows alone whose value in a column passes, such as the films that a shard `owns`."""
+    schema = pa.schema([SCHEMAS[name].field(each) for each in columns or SCHEMAS[name].names])
+    return pa.Table.from_batches((_owned(batch, column, owns) for batch in batches(name, path, columns, where)), schema)
 
 
 def _owned(batch: pa.RecordBatch, column: str, owns: Callable[[str], bool]) -> pa.RecordBatch:
@@ -376,6 +387,23 @@ def _owned(batch: pa.RecordBatch, column: str, owns: Callable[[str], bool]) -> p
     values = batch.column(column).dictionary_encode()
     judged = pa.array([owns(value) for value in values.dictionary.to_pylist()], pa.bool_())
     return batch.filter(judged.take(values.indices))
+
+
+def tally(rows: Iterable[pa.RecordBatch], by: Sequence[str], sums: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Rows that agree in the columns `by` as one row, with their `count` and the sums of other columns.
+
+    In the order of their first ones; the sum of nulls alone is null.
+    """
+    wanted = [(name, "sum") for name in sums]
+    found = [
+        pa.Table.from_batches([batch]).group_by(by, use_threads=False).aggregate([([], "count_all"), *wanted])
+        for batch in rows
+    ]
+    if not found:
+        return []
+    names = [*by, "count", *sums]
+    joined = pa.concat_tables(found).rename_columns(names).group_by(by, use_threads=False)
+    return joined.aggregate([("count", "sum"), *wanted]).rename_columns(names).to_pylist()
 
 
 def _parts(name: str, path: str | os.PathLike[str]) -> list[Path]:

@@ -11,7 +11,9 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
+import os
 import random
 import time
 import uuid
@@ -46,18 +48,22 @@ class Server:
         self.slots = asyncio.Semaphore(slots) if slots else contextlib.nullcontext()
         self.random = random.Random(seed)
         self.script = list(script)
-        # What goes wrong with the next batches: drop-before, drop-after, 502-after (its creation), failed, expired.
+        # What goes wrong with the next batches: 429, drop-before, drop-after, 502-after (creation); failed, expired,
+        # cancelled, no-room.
         self.batch_script = list(batch_script)
+        self.poll_script = []  # what the next questions after batches are answered: 429, 503, drop
         self.log = open(log, "a", buffering=1) if log else None  # noqa: SIM115
         self.paid, self.requests, self.most_at_once, self.at_once = {}, 0, 0, 0
         self.tokens_in = self.tokens_out = 0
         self.good = {}
         self.made = {}
+        # Parameters that the model refuses, as newer ones do.
+        self.refused = ()
         self.bodies = []
         self.keep_bodies = False
         self.no_batches = False
         self.healthy_from = 0.0
-        self.files, self.batches = {}, {}
+        self.files, self.batches, self.uploads = {}, {}, []
         self.url = ""
 
     async def start(self, port=0):
@@ -101,6 +107,13 @@ class Server:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
+            roles = [message["role"] for message in body["messages"]]
+            if any(role == after for role, after in itertools.pairwise(roles)):
+                return await send(writer, 400, error("Conversation roles must alternate user/assistant", None))
+            for name in self.refused:
+                if name in body:
+                    words = f"Unsupported parameter: '{name}' is not supported with this model."
+                    return await send(writer, 400, error(words, "unsupported_parameter", name))
             fault = self._fault()
             async with self.slots:
                 if fault not in FREE_FAULTS:
@@ -125,6 +138,16 @@ class Server:
             return await send(writer, 429, error("Rate limit reached", "rate_limit_exceeded"), {"retry-after": "0.2"})
         if fault == "quota":
             return await send(writer, 429, error("You exceeded your current quota", "insufficient_quota"))
+        if fault in ("429-now", "429-hours"):
+            after = {"retry-after": "0" if fault == "429-now" else "7200"}
+            return await send(writer, 429, error("Rate limit reached", "rate_limit_exceeded"), after)
+        if fault == "wants-other-tokens":
+            return await send(writer, 400, error("Use 'max_completion_tokens' instead of 'max_tokens'", None))
+        if fault == "moderated":
+            words = "test-model requires moderation. Your input was flagged for violence"
+            return await send(writer, 403, error(words, 403))
+        if fault in ("402", "408", "504", "524"):
+            return await send(writer, int(fault), error("The server had an error", None))
         if fault in ("500", "502"):
             return await send(writer, int(fault), error("The server had an error", None))
         if fault == "400":
@@ -146,7 +169,8 @@ class Server:
                 writer.write(b" ")
                 await writer.drain()
                 await asyncio.sleep(0.1)
-        return await send(writer, 200, value)
+        hours = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "2h"}
+        return await send(writer, 200, value, hours if fault == "limit-for-hours" else None)
 
     def _pay(self, name, usage, good):
         self.paid[name] = self.paid.get(name, 0) + 1
@@ -175,6 +199,7 @@ class Server:
         if method == "POST" and parts == ["files"]:
             name = "file-" + uuid.uuid4().hex
             self.files[name] = multipart_file(headers["content-type"], data)
+            self.uploads.append(len(self.files[name]))
             return await send(writer, 200, {"id": name, "object": "file", "purpose": "batch", "bytes": len(data)})
         if method == "GET" and parts[0] == "files" and parts[-1] == "content" and parts[1] in self.files:
             return await send(writer, 200, self.files[parts[1]])
@@ -186,6 +211,8 @@ class Server:
             fault = self.batch_script.pop(0) if self.batch_script else ""
             if fault == "drop-before":
                 return False
+            if fault == "429":
+                return await send(writer, 429, error("Too many batches", "rate_limit_exceeded"), {"retry-after": "0.1"})
             if fault == "slow":
                 await asyncio.sleep(1.5)
             batch = {
@@ -203,6 +230,9 @@ class Server:
             if fault == "502-after":
                 return await send(writer, 502, error("Bad gateway", None))
             return await send(writer, 200, batch)
+        if method == "GET" and parts[0] == "batches" and self.poll_script:
+            fault = self.poll_script.pop(0)
+            return fault != "drop" and await send(writer, int(fault), error("Not now", None))
         if method == "GET" and parts == ["batches"]:
             return await send(writer, 200, {"object": "list", "data": list(self.batches.values()), "has_more": False})
         if method == "GET" and parts[0] == "batches" and parts[1] in self.batches:
@@ -219,11 +249,22 @@ class Server:
             batch["status"] = "failed"
             batch["errors"] = {"object": "list", "data": [{"code": "token_limit", "message": "Too many tokens"}]}
             return
+        if batch["fault"] == "no-room":
+            batch["status"] = "failed"
+            problem = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}
+            batch["errors"] = {"object": "list", "data": [problem]}
+            return
         lines = [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines() if line]
         self.random.shuffle(lines)
-        if batch["fault"] == "expired":
+        if batch["fault"] in ("expired", "cancelled"):
             lines = lines[: len(lines) // 2]
         for line in lines:
+            refused = next((name for name in self.refused if name in line["body"]), None)
+            if refused:
+                body = error(f"Unsupported parameter: '{refused}'", "unsupported_parameter", refused)
+                row = {"id": "req_" + uuid.uuid4().hex, "custom_id": line["custom_id"], "error": None}
+                failed.append(row | {"response": {"status_code": 400, "body": body}})
+                continue
             fault = self._fault()
             fault = {"drop": "500", "drop-paid": "500", "half-body": "500", "slow": "500"}.get(fault, fault)
             row = {"id": "req_" + uuid.uuid4().hex, "custom_id": line["custom_id"], "error": None}
@@ -242,7 +283,7 @@ class Server:
             if rows:
                 batch[field] = "file-" + uuid.uuid4().hex
                 self.files[batch[field]] = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        batch["status"] = "expired" if batch["fault"] == "expired" else "completed"
+        batch["status"] = batch["fault"] if batch["fault"] in ("expired", "cancelled") else "completed"
 
 
 def identity(body):
@@ -281,6 +322,12 @@ def completion(body, name, fault):
     finish = "stop"
     if fault == "truncated":
         message["content"] = content[: len(content) // 2]
+    elif fault == "prose":
+        message["content"] = text
+    elif fault == "fenced":
+        message["content"] = f"Here it is:\n```json\n{content}\n```"
+    elif fault == "no-movement":
+        message["content"] = json.dumps(answer | {"outcome": "no movement", "caption": ""})
     elif fault == "refusal":
         message |= {"content": None, "refusal": "I'm sorry, I can't help with that."}
     elif fault == "length":
@@ -310,8 +357,8 @@ def charged(value):
     return {name: n if isinstance(n := usage.get(name), int) else 0 for name in ("prompt_tokens", "completion_tokens")}
 
 
-def error(message, code):
-    return {"error": {"message": message, "type": "error", "param": None, "code": code}}
+def error(message, code, param=None):
+    return {"error": {"message": message, "type": "error", "param": param, "code": code}}
 
 
 def multipart_file(content_type, data):
@@ -353,7 +400,7 @@ async def serve(arguments):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--key", default="")
+    parser.add_argument("--key", default=os.environ.get("VLLM_API_KEY", ""))
     parser.add_argument("--faults", type=float, default=0.0)
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--slots", type=int, default=0)

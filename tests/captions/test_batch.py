@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from brickreel import files
+from brickreel.captions.ledger import ABOUT, Ledger, Reservation
 from captions import project
 from captions.project import ledger
 
@@ -19,7 +21,7 @@ KEY = "sk-test-0123456789abcdef"
 def _in_project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BRICKREEL_TEST_KEY", KEY)
-    monkeypatch.setattr("brickreel.captions.batch._FIRST_POLL_S", 0.02)
+    monkeypatch.setattr("brickreel.captions.underway.FIRST_POLL_S", 0.02)
     monkeypatch.setattr("brickreel.captions.batch._CREATION_S", 0.02)
 
 
@@ -98,6 +100,123 @@ def test_batch_that_cannot_run_ends_in_the_endpoints_words_and_costs_nothing(tmp
         assert {row["outcome"] for row in project.run(url=server.url, batch=True).values()} == {"ok"}
 
 
+def test_batch_that_somebody_cancelled_is_not_created_again(tmp_path):
+    project.make(tmp_path, clips=0, stills=4)
+    with project.serving(batch_script=["cancelled"]) as server:
+        with pytest.raises(ValueError, match="somebody cancelled batch batch_"):
+            project.run(url=server.url, batch=True)
+        assert len(server.batches) == 1
+        assert [row["outcome"] for row in ledger()].count("ok") == 2, "what was answered is kept"
+        project.run(url=server.url, batch=True)
+        assert sum(server.paid.values()) == 4
+
+
+def test_full_queue_of_the_endpoint_makes_batches_smaller_and_fails_no_clip(tmp_path):
+    project.make(tmp_path, clips=0, stills=8)
+    with project.serving(batch_script=["no-room", "no-room"]) as server:
+        found = project.run(url=server.url, batch=True, attempts=1)
+        sizes = [sum(row["billed"] == "none" for row in ledger()), sum(row["billed"] == "reported" for row in ledger())]
+        assert len(server.batches) == 2 + 3, "8 and 4 had no room; then 2, 4 and the last 2"
+    assert sizes == [8 + 4, 8]
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+
+
+def test_full_queue_is_waited_for_where_others_fill_it(tmp_path, monkeypatch):
+    waits = []
+
+    async def sleep(seconds, asleep=asyncio.sleep):
+        waits.append(seconds)
+        await asleep(0.02)
+
+    project.make(tmp_path, clips=0, stills=2)
+    monkeypatch.setattr("brickreel.captions.batch._ROOM_S", 0.1)
+    other = Ledger(Path("logs/caption"), "01/2", 50.0)
+    about = dict.fromkeys(ABOUT, "x")
+    other.commit([], [Reservation("r", "k", 1.0, 0, about, batch="b")])
+    with project.serving(batch_script=["no-room", "no-room"]) as server:
+        monkeypatch.setattr("brickreel.captions.batch.asyncio.sleep", sleep)
+        project.run(url=server.url, batch=True, shard="0/2")
+        project.run(url=server.url, batch=True, shard="0/2")
+    assert waits.count(60.0) >= 2
+
+
+def test_full_queue_for_a_single_request_is_one_sentence(tmp_path):
+    project.make(tmp_path, clips=0, stills=2)
+    with project.serving(batch_script=["no-room"] * 9) as server:
+        with pytest.raises(ValueError, match="no room for one request"):
+            project.run(url=server.url, batch=True)
+        assert len(server.batches) == 2
+
+
+def test_creation_is_tried_again_after_429(tmp_path):
+    project.make(tmp_path, clips=0, stills=3)
+    with project.serving(batch_script=["429", "429"]) as server:
+        found = project.run(url=server.url, batch=True, attempts=1)
+        assert len(server.batches) == 1
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+    assert len(ledger()) == 3
+
+
+def test_creation_that_gets_nothing_but_429_is_no_verdict_and_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("brickreel.captions.batch._PATIENCE_S", 0.15)
+    project.make(tmp_path, clips=0, stills=3)
+    with project.serving(batch_script=["429"] * 9) as server:
+        with pytest.raises(ConnectionError, match=r"takes no batch for now \(429\): Too many batches"):
+            project.run(url=server.url, batch=True)
+        assert server.files == {}
+    assert sum(row["usd"] for row in ledger()) == 0
+
+
+def test_endpoint_that_is_away_for_a_while_is_asked_on(tmp_path, caplog):
+    project.make(tmp_path, clips=0, stills=3)
+    with project.serving() as server:
+        server.poll_script = ["503"] * 3 + ["429"] * 3 + ["drop"] * 3
+        found = project.run(url=server.url, batch=True)
+        assert server.poll_script == []
+        assert len(server.batches) == 1
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+    assert [r.levelname for r in caplog.records if "no word of the batches" in r.getMessage()] == ["WARNING"]
+
+
+def test_endpoint_that_is_away_until_the_batch_must_be_lost_is_no_verdict(tmp_path, monkeypatch):
+    monkeypatch.setattr("brickreel.captions.underway.BATCH_ALIVE_S", 0.5)
+    project.make(tmp_path, clips=0, stills=3)
+    with project.serving() as server:
+        server.poll_script = ["503"] * 1000
+        with pytest.raises(ConnectionError, match=r"503.*are kept"):
+            project.run(url=server.url, batch=True)
+        server.poll_script = []
+        assert {row["outcome"] for row in project.run(url=server.url, batch=True).values()} == {"ok"}
+        assert len(server.batches) == 1
+
+
+def test_file_of_a_batch_that_was_never_created_is_deleted(tmp_path):
+    project.make(tmp_path, clips=0, stills=3)
+    with project.serving(batch_script=["drop-before"]) as server:
+        project.run(url=server.url, batch=True)
+        assert server.files == {}
+
+
+def test_money_is_asked_for_before_pictures_are_read_and_files_keep_their_size(tmp_path, monkeypatch):
+    from brickreel.captions import request
+
+    read = []
+
+    def noting(item, settings, jpegs=request.jpegs):
+        read.append(item.item.name)
+        return jpegs(item, settings)
+
+    monkeypatch.setattr(request, "jpegs", noting)
+    monkeypatch.setattr("brickreel.captions.batch._MOST_BYTES", 30_000)
+    project.make(tmp_path, clips=0, stills=30)
+    with project.serving() as server:
+        project.run(url=server.url, batch=True, budget_usd=0.1, max_failed_share=1.0)
+        paid, batches = sum(server.paid.values()), len(server.batches)
+        assert max(server.uploads) <= 32_000
+    assert len(read) == paid < 30
+    assert batches > 1
+
+
 def test_endpoint_without_batches_is_one_sentence(tmp_path):
     project.make(tmp_path, clips=0, stills=1)
     with project.serving() as server:
@@ -118,7 +237,7 @@ def test_budget_holds_for_batches_too(tmp_path):
 
 def noted(batch):
     """Whether the stage has written down the name of a batch."""
-    return any(batch in path.read_text() for path in Path("logs/caption").rglob("*.json"))
+    return any(batch in path.read_text() for path in Path("logs/caption").rglob("[!.]*.json"))  # whole files alone
 
 
 def killed_with_a_batch_under_way(server, shard="0/1"):
@@ -175,6 +294,38 @@ def test_batch_that_is_still_being_created_is_not_given_up_by_a_run_that_is_divi
         assert len(server.batches) == 1
         assert sum(server.paid.values()) == 8
     assert {row["shard"] for row in ledger()} == {"00/1"}
+
+
+def test_batch_under_way_is_fetched_where_batches_are_not_wanted_any_more(tmp_path, caplog):
+    caplog.set_level("INFO")
+    project.make(tmp_path, clips=0, stills=5)
+    with project.serving(batch_s=1.5) as server:
+        killed_with_a_batch_under_way(server)
+        found = project.run(url=server.url, batch=False)
+        assert sum(server.paid.values()) == 5
+        assert server.requests == 0
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+    assert any("1 batches are under way already" in record.getMessage() for record in caplog.records)
+
+
+def test_answers_of_a_batch_cost_what_they_cost_when_it_was_sent(tmp_path):
+    project.make(tmp_path, clips=0, stills=4)
+    with project.serving(batch_s=1.5) as server:
+        killed_with_a_batch_under_way(server)
+        project.run(url=server.url, batch=False, usd_per_million_in=0.1, usd_per_million_out=1.0)
+        spent = (server.tokens_in * 10e-6 + server.tokens_out * 100e-6) / 2
+    assert sum(row["usd"] for row in ledger()) == pytest.approx(spent)
+
+
+def test_batch_of_another_endpoint_whose_answers_are_not_wanted_does_not_stop_the_stage(tmp_path):
+    project.make(tmp_path, clips=0, stills=3)
+    with project.serving(batch_s=60) as server:
+        killed_with_a_batch_under_way(server)
+    with project.serving() as server:
+        server.no_batches = True
+        found = project.run(url=server.url, model="another")
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+    assert len(ledger()) == 3, "the money of the batch stays reserved"
 
 
 def test_two_processes_that_await_one_batch_write_its_rows_once(tmp_path):

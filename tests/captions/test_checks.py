@@ -22,6 +22,19 @@ SETTINGS = Caption()
         ("Eine rote Figur geht langsam zum grünen Haus hinüber und winkt.", "not English"),
         ("Красная фигура идёт по зелёной поверхности к дому in the end of it.", "not English"),
         ("一个红色的人物在绿色的底板上行走 走 走 走 走", "not English"),
+        ("I’m sorry, but I can’t do that for this scene.", "refusal in the text"),
+        ("I am not able to describe what the figure does.", "refusal in the text"),
+        ("There is not enough information to describe the scene.", "refusal in the text"),
+        ("In the first picture a figure stands at the house.", "speaks of the pictures: 'first picture'"),
+        ("A red figure is in the street in all pictures.", "speaks of the pictures: 'all pictures'"),
+        ("A red figure hangs a picture on the wall of the house.", ""),
+        ("Red figure walks left past tall blue house, green tree", ""),
+        ("A red van drives past a house in La Paz.", ""),
+        ("Een man in een rode jas is op de straat en kijkt over het water.", "not English"),
+        ("Una figura roja camina a la izquierda sobre la base verde.", "not English"),
+        ("Una figura rossa cammina a sinistra in una strada con un tetto verde.", "not English"),
+        ("Une figurine rouge marche vers la gauche dans la rue.", "not English"),
+        ("Ein Mann in rotem Hemd is in der Stadt.", "not English"),
         ("The red red red red figure walks to the house.", "repeats itself"),
         ("A car drives. It is red. It is red. It is red.", "repeats itself"),
         ("The figure walks to the left and " * 8 + "stops.", "repeats itself"),
@@ -37,7 +50,11 @@ def test_text_is_judged_with_a_reason(text, reason):
         ("This stop-motion scene shows a video.", "stop-motion, video"),
         ("This stop motion scene of a LEGO man.", "lego, stop motion"),
         ("Two stopmotion frames in one video's images.", "frames, images, stopmotion, video's"),
-        ("A K’nex tower and its minifigures.", "k’nex, minifigures"),
+        ("A K’nex tower and its minifigures.", "k'nex, minifigures"),
+        ("A stop‑motion scene and a stop–motion house.", "stop-motion"),
+        ("A photo, two films, a movie, a clip, claymation.", "claymation, clip, films, movie, photo"),
+        ("A window frame, two door-frames, a picture frame, a bed frame and a paper clip.", ""),
+        ("A frame around the window.", "frame"),
         ("He framed the videography of a legoland.", ""),
         ("A frameless window is on a windowframe.", ""),
     ],
@@ -53,3 +70,9 @@ def test_no_banned_words_ban_nothing():
 
 def test_names_with_a_few_accents_are_english():
     assert checks.text_problem("Zoë and André walk with a café owner to the house on the hill.", SETTINGS) == ""
+
+
+def test_banned_word_may_end_in_a_sign():
+    assert checks.banned("A tower of LEGO® stands there.", ("LEGO®",)) == "banned words: lego®"
+    assert checks.banned("A tower of C++ parts.", ("C++",)) == "banned words: c++"
+    assert checks.banned("A tower of LEGO stands there.", ("LEGO®",)) == ""

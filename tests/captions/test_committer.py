@@ -74,7 +74,7 @@ def test_loop_goes_on_while_another_process_holds_the_lock(tmp_path):
     ledger = Ledger(tmp_path, "0/1", 5.0)
 
     async def work(committer):
-        with ledger._locked():
+        with ledger.locked():
             asking = asyncio.create_task(committer.reserve(reservation(1)))
             started, turns = time.monotonic(), 0
             while time.monotonic() - started < 0.2:

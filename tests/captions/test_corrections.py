@@ -35,6 +35,10 @@ def test_kind_is_clip_where_there_is_no_such_column(tmp_path):
         ("clip_id,kind,text\na,clip,b\nb,film,c\n", "line 3: needs a clip_id, and kind clip or still"),
         (b"clip_id,text\na,\xff\xfe\n", "not a CSV in UTF-8"),
         ("", "needs the columns"),
+        ("clip_id,text\na,One, two.\n", "line 2: has more cells"),
+        ("clip_id,kind,text\na,clip,A text.\nb,clip\n", "line 3: has fewer cells"),
+        ('clip_id,text\na,A text.\nb,"An open quote.\nc,A third.\n', "line 3: .*a quote that is opened"),
+        ('clip_id,text\na,"An open quote.\nb,"A third."\n', "line 2: .*a quote that is opened"),
     ],
 )
 def test_wrong_file_is_one_sentence_with_its_line(tmp_path, text, words):
@@ -45,3 +49,8 @@ def test_wrong_file_is_one_sentence_with_its_line(tmp_path, text, words):
 def test_missing_file_is_named():
     with pytest.raises(FileNotFoundError, match=r"no file of corrections absent\.csv"):
         corrections.read(Path("absent.csv"))
+
+
+def test_space_after_a_comma_is_no_text(tmp_path):
+    found = corrections.read(write(tmp_path / "c.csv", 'clip_id, text\na, "One, two."\n'))
+    assert found["a", "clip"].answer.caption == "One, two."

@@ -1,4 +1,14 @@
+import threading
+import time
+
+import pytest
+
+from brickreel import config, files
+from brickreel.captions import endpoint, request
 from brickreel.captions.endpoint import forecast
+from brickreel.captions.items import Item
+from brickreel.captions.ledger import FOLDER, Ledger
+from brickreel.captions.prices import price
 
 
 def row(shard, usd, answered=0.0, model="m"):
@@ -15,3 +25,47 @@ def test_forecast_is_the_sum_of_what_each_shard_first_expected():
 def test_forecast_starts_anew_with_another_model_or_division():
     assert forecast([row("00/1", 3.0), row("00/1", 5.0, model="other")]) == 5
     assert forecast([row("00/1", 3.0), row("00/2", 1.0, 0.5), row("01/2", 1.0, 0.5)]) == 3
+
+
+def test_forecast_leaves_out_shards_that_have_not_said_what_another_model_costs():
+    assert forecast([row("00/2", 3.0), row("01/2", 4.0), row("00/2", 5.0, model="other")]) == 5
+
+
+def estimated(shard, budget_usd, requests=4):
+    settings = config.load({"caption": {"captioner": "openai", "budget_usd": budget_usd}}).caption
+    items = [Item(f"{shard}-{n}", "still", "x.jpg", 1, (), False, 0.0, 12.0, f"{n}") for n in range(requests)]
+    asked = [request.request(each, settings) for each in items]
+    endpoint.estimate(asked, asked, settings, price(settings), Ledger(FOLDER, shard, budget_usd))
+    return files.read_json(endpoint.FORECAST)["usd"]
+
+
+def test_each_shard_says_what_the_whole_run_costs_against_the_budget(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    one = estimated("00/4", 50.0)
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    (tmp_path / FOLDER / endpoint.ESTIMATES).unlink()
+    budget = 2.5 * one  # enough for each shard alone
+    assert estimated("00/4", budget) == pytest.approx(one)
+    assert estimated("01/4", budget) == pytest.approx(2 * one)
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(said) == 2
+    assert all("lasts for about 62 % of the 4 shards" in each for each in said)
+    assert any("all 4 shards, as 2 of them forecast: about" in r.getMessage() for r in caplog.records)
+
+
+def test_forecast_is_not_overwritten_by_a_shards_older_reading(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write, others = files.write_json, []
+
+    def slow(path, value):
+        if not others:
+            others.append(threading.Thread(target=estimated, args=("01/2", 50.0)))
+            others[0].start()
+            time.sleep(0.5)
+        write(path, value)
+
+    monkeypatch.setattr(endpoint.files, "write_json", slow)
+    one = estimated("00/2", 50.0)
+    others[0].join()
+    assert files.read_json(endpoint.FORECAST)["usd"] == pytest.approx(2 * one)

@@ -136,7 +136,7 @@ def test_only_wanted_keys_are_kept_but_all_are_counted(tmp_path):
     again = opened(tmp_path, keys=frozenset({"a"}))
     assert set(again.rows) == {"a"}
     assert again.spent_usd == pytest.approx(0.4)
-    assert again.seen_tokens["m", "clip-1"] == [2, 200, 20, 100]
+    assert again.seen_tokens["m", "clip-1", None] == [2, 200, 20, 100]
 
 
 def _spend(folder, shard, count, budget):

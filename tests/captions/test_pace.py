@@ -113,3 +113,50 @@ def test_waits_grow_with_failures_up_to_half_a_minute():
     waits = [pace.backoff_s(n) for n in range(1, 12)]
     assert all(0.25 * 2 ** (n - 1) <= wait <= 0.5 * 2 ** (n - 1) for n, wait in enumerate(waits[:6], 1))
     assert max(waits) <= 30
+
+
+def test_server_that_asks_for_no_pause_is_given_one():
+    limit = Pace(8)
+    limit.limited(0.0)
+    assert limit.paused_until - time.monotonic() > 0.4
+
+
+def test_long_pause_is_told_once(caplog):
+    caplog.set_level("INFO", "brickreel")
+    limit = Pace(8)
+    for _ in range(5):
+        limit.limited(45.0)
+    limit = Pace(8)
+    limit.limited(5.0)
+    assert [record.getMessage() for record in caplog.records] == ["the captioning endpoint is given a pause of 45 s"]
+
+
+def test_pause_beyond_all_patience_is_not_waited_for():
+    limit = Pace(8, patience_s=60)
+    limit.answered({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "2h"})
+    with pytest.raises(ValueError, match="asks to wait for 120 minutes"):
+        asyncio.run(limit.enter(1))
+    assert limit.in_flight == 0
+
+
+def test_nobody_waits_for_a_pause_when_nothing_will_be_sent():
+    async def work():
+        limit = Pace(8)
+        limit.limited(300.0)
+        waiting = asyncio.create_task(limit.enter(1))
+        await asyncio.sleep(0.01)
+        limit.closed = True
+        await asyncio.wait_for(waiting, 3)
+
+    asyncio.run(work())
+
+
+def test_what_was_not_sent_does_not_count_against_the_minute():
+    async def work():
+        limit = Pace(8, requests_per_minute=10, tokens_per_minute=600)
+        for _ in range(5):
+            await asyncio.wait_for(limit.enter(60), 1)
+            limit.give_back(60)
+            limit.leave()
+
+    asyncio.run(work())

@@ -1,4 +1,6 @@
+import struct
 import subprocess
+import zlib
 
 import cv2
 import numpy as np
@@ -116,3 +118,15 @@ def test_empty_still_is_one_sentence(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="not a readable picture"):
         pictures.read_still(tmp_path / "a.jpg", 64)
+
+
+def test_oversized_still_is_one_sentence(tmp_path):
+    """Of more pixels than the decoder takes, which its header alone says."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    data = b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in (header, b"IDAT" + zlib.compress(b"\0" * 1000), b"IEND")
+    )
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    with pytest.raises(ValueError, match="not a readable picture"):
+        pictures.read_still(tmp_path / "a.png", 64)

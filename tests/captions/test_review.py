@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from brickreel import tables
 from brickreel.captions import corrections, review
 from captions import project
 
@@ -20,7 +21,22 @@ def _in_project(tmp_path, monkeypatch):
 
 def row(clip_id, text, kind="clip", outcome="ok", reason=""):
     extra = {"confidence": 0.5, "source": "machine", "model": "m", "outcome": outcome, "reason": reason}
-    return {"clip_id": clip_id, "kind": kind, "text": text, **FIELDS, **extra}
+    return dict.fromkeys(tables.SCHEMAS["captions"].names) | {
+        "clip_id": clip_id,
+        "kind": kind,
+        "text": text,
+        **FIELDS,
+        **extra,
+    }
+
+
+def write(folder, captions, paths=()):
+    """The page of these captions, and what `review.json` says."""
+    files_of = [project.index_row(clip_id, kind, Path(path)) for clip_id, kind, path in paths]
+    tables.write("captions", folder / "captions.parquet", captions)
+    tables.write("cut_index", folder / "index.parquet", files_of)
+    review.write(folder, folder / "captions.parquet", folder / "index.parquet", None)
+    return (folder / "review.html").read_text(), json.loads((folder / "review.json").read_text())
 
 
 def test_last_shard_writes_the_page_and_its_clips_can_be_opened_from_it(tmp_path):
@@ -48,29 +64,47 @@ def test_same_captions_give_the_same_page(tmp_path):
 
 def test_texts_cannot_break_out_of_the_page(tmp_path):
     evil = '</textarea><script>alert(1)</script> "onerror=x" & <b>'
-    index = [{"clip_id": evil, "kind": "clip", "path": 'results/cut/clips/a "b"<c>.mp4'}]
-    review.write(tmp_path, [row(evil, evil), row("x", evil, outcome="dropped", reason=evil)], index, None)
-    text = (tmp_path / "review.html").read_text()
+    rows = [row(evil, evil), row("x", evil, outcome="dropped", reason=evil)]
+    text, _ = write(tmp_path, rows, [(evil, "clip", 'results/cut/clips/a "b"<c>.mp4')])
     assert text.count("<script>") == 1
     assert "<b>" not in text
     assert '"b"' not in text
 
 
-def test_statistics_count_outcomes_lengths_and_near_identical_clips():
+def test_statistics_count_outcomes_lengths_and_near_identical_clips(tmp_path):
     rows = [row(f"c{i}", "One two three four five six.") for i in range(3)]
     rows += [row("d", "Quite another text with eight words in it."), row("e", None, outcome="failed", reason="why")]
-    found = review.summarise(rows)
+    text, found = write(tmp_path, rows)
     assert found["outcomes"] == {"ok": 4, "failed": 1}
     assert found["reasons"] == {"why": 1}
-    assert (found["words"]["least"], found["words"]["most"]) == (6, 8)
+    assert (found["words"]["least"], found["words"]["median"], found["words"]["most"]) == (6, 6, 8)
+    assert (found["distinct"], found["words"]["vocabulary"]) == (2, 14)
     assert sum(bar["count"] for bar in found["words"]["histogram"]) == 4
     assert found["near_identical"]["clips"] == 3
     assert found["near_identical"]["groups"][0]["clip_ids"] == ["c0", "c1", "c2"]
+    assert "3 clips. Either" in text
+
+
+def test_of_many_captions_some_are_compared_and_the_page_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(review, "COMPARED", 10)
+    text, found = write(tmp_path, [row(f"c{n}", "One two three four five six.") for n in range(30)])
+    assert (found["near_identical"]["clips"], found["words"]["histogram"][0]["count"]) == (10, 30)
+    assert "10 of 10 random clips. Either" in text
+
+
+def test_what_is_shown_does_not_depend_on_the_order_of_rows_or_on_batches(tmp_path, monkeypatch):
+    rows = [row(f"c{n}", f"Words {n % 7} of clip {n}.") for n in range(60)]
+    paths = [(one["clip_id"], "clip", one["clip_id"]) for one in rows]
+    first = write(tmp_path, rows, paths)
+    monkeypatch.setattr(tables, "BATCH", 7)
+    assert write(tmp_path, rows[::-1], paths) == first
+    shown = re.findall(r'data-clip="([^"]+)"', first[0])
+    assert len(shown) == review.SHOWN
+    assert shown != sorted(shown)
 
 
 def test_no_captions_at_all_make_a_page_too(tmp_path):
-    review.write(tmp_path, [], [], None)
-    assert json.loads((tmp_path / "review.json").read_text())["words"]["median"] is None
+    assert write(tmp_path, [])[1]["words"]["median"] is None
 
 
 def test_money_stands_on_the_page_beside_its_forecast(tmp_path, monkeypatch):

@@ -85,6 +85,39 @@ def test_server_of_ones_own_is_not_asked_through_a_proxy(tmp_path, monkeypatch):
     assert {row["outcome"] for row in project.captions().values()} == {"ok"}
 
 
+def test_server_sees_no_key_of_others_and_is_asked_with_one_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-endpoint")
+    project.make(tmp_path, clips=0, stills=2)
+    # The test's server refuses requests without the key in its environment, as vLLM does.
+    write_settings(command=("sh", "-c", 'env > seen.txt; exec "$@"', "sh", *PROGRAM))
+    done = subprocess.run(brickreel("caption"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = Path("seen.txt").read_text()
+    assert "sk-of-another-endpoint" not in seen
+    assert "OPENAI_API_KEY" not in seen
+    key = seen.split("VLLM_API_KEY=")[1].split()[0]
+    assert len(key) == 32
+    assert key not in done.stderr
+
+
+def test_health_of_another_server_on_the_port_is_not_believed(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "_LOOK_AGAIN_S", 0.05)
+    settings = write_settings(command=(sys.executable, "-c", "import time; time.sleep(60)", "{port}"), start_s=5)
+    with project.serving(key="anothers") as other:
+        port = int(other.url.rsplit(":", 1)[1].split("/")[0])
+        monkeypatch.setattr(server, "_free_port", lambda: port)
+        with pytest.raises(ValueError, match=f"port {port} is another server's"):
+            server.running(settings.caption.server, "m")
+    assert not server._running
+
+
+def test_health_of_another_server_is_not_taken_for_that_of_a_program_that_has_ended(tmp_path, monkeypatch):
+    settings = write_settings(command=(sys.executable, "-c", "raise SystemExit('{port} is taken')"))
+    monkeypatch.setattr(server.Server, "_healthy", lambda self: self.process.wait() is not None)
+    with pytest.raises(ValueError, match=r"ended with status 1.*is taken"):
+        server.running(settings.caption.server, "m")
+
+
 def test_server_ends_with_a_stage_that_was_killed(tmp_path):
     project.make(tmp_path, clips=0, stills=1)
     write_settings(command=(*PROGRAM, "--unhealthy-s", "600"))
@@ -117,6 +150,29 @@ def test_program_that_is_not_there_is_one_sentence(tmp_path):
 def test_command_without_the_port_is_refused():
     with pytest.raises(ValueError, match="must pass the port on"):
         config.load({"caption": {"server": {"command": ["vllm", "serve"]}}})
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ({"base_url": "https://me:pw-of-mine@host/v1"}, "base_url", "pw-of-mine"),
+        ({"base_url": "https://host/v1?key=pw-of-mine"}, "base_url", "pw-of-mine"),
+        ({"server": {"command": ["serve", "{port}", "--api-key", "pw-of-mine"]}}, "server.command", "pw-of-mine"),
+        ({"server": {"command": ["serve", "--api_key=pw-of-mine"]}}, "server.command", "pw-of-mine"),
+        ({"server": {"command": ["env", "K=sk-proj-0123456789abcdef", "{port}"]}}, "server.command", "sk-proj"),
+        ({"api_key_env": "AKIAIOSFODNN7EXAMPLE"}, "api_key_env", "AKIA"),
+    ],
+)
+def test_secrets_in_settings_are_refused_in_one_sentence_that_does_not_repeat_them(section, field, value):
+    with pytest.raises(ValueError, match=f"caption.{field}`: must ") as caught:
+        config.load({"caption": section})
+    assert value not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_options_that_are_no_secrets_are_taken():
+    command = ["vllm", "serve", "{model}", "--port", "{port}", "--max-num-batched-tokens", "8192"]
+    config.load({"caption": {"server": {"command": command}, "api_key_env": "MY_GATEWAYS_API_KEY_2"}})
 
 
 def test_replicas_of_a_node_share_its_gpus():

@@ -88,6 +88,37 @@ distributed.stop()
 """
 
 
+LATER = """
+import time
+import torch.distributed as dist
+from brickreel.cluster import distributed
+ranks = distributed.start(timeout_s=60, patience_s=2)
+group = dist.new_group(backend="gloo")
+dist.barrier()
+if ranks.rank:
+    time.sleep(6)
+else:
+    try:
+        dist.barrier(group=group)
+    except RuntimeError:
+        print("lost patience", flush=True)
+"""
+
+
+ENDED = """
+import os
+from pathlib import Path
+from brickreel.cluster import distributed, flight
+ranks = distributed.start(timeout_s=60, evidence=Path("logs/train/small"))
+print(os.environ[flight.PREFIX], flush=True)
+os.dup2(1, 2)
+def where_it_was():
+    os.abort()
+distributed.barrier()
+where_it_was()
+"""
+
+
 def outputs_of_two_ranks(script: str) -> list[str]:
     """What each of two processes of a Slurm step prints."""
     environment = os.environ | {
@@ -121,3 +152,16 @@ def test_the_first_rank_acts_alone_and_the_others_wait_as_long_as_they_are_told(
 
 def test_ranks_that_have_met_wait_for_each_other_longer_than_for_the_meeting():
     assert outputs_of_two_ranks(MET) == ["[0, 1]"] * 2
+
+
+def test_groups_that_are_made_later_have_the_same_patience():
+    assert outputs_of_two_ranks(LATER)[0] == "lost patience"
+
+
+def test_what_ends_a_rank_by_itself_leaves_evidence_in_the_folder_of_the_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for output in outputs_of_two_ranks(ENDED):
+        prefix, _, stacks = output.partition("\n")
+        assert prefix == f"{tmp_path}/logs/train/small/nccl-{os.getpid()}-0-rank-"
+        assert "in where_it_was" in stacks
+    assert (tmp_path / "logs/train/small").is_dir()

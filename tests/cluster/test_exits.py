@@ -1,4 +1,6 @@
 import errno
+import io
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,55 @@ def test_what_would_come_again_is_a_verdict(verdict, error):
 def test_trouble_that_passes_is_none(verdict, error):
     exits.record("train", error)
     assert not verdict.exists()
+
+
+@pytest.fixture
+def mounts(tmp_path, monkeypatch):
+    """A project on a node: `films` is a mount point, `results` leads to another file system, `clips` is a folder."""
+    (tmp_path / "project/clips").mkdir(parents=True)
+    (tmp_path / "project/clips/other.mp4").touch()
+    (tmp_path / "project/films").mkdir()
+    (tmp_path / "project/results").symlink_to(tmp_path / "scratch/results")
+    monkeypatch.chdir(tmp_path / "project")
+
+
+@pytest.mark.parametrize("name", ["films/a.mp4", "films/2024/a.mp4", "results/encode/00-0000.safetensors"])
+def test_a_file_is_not_missed_where_its_file_system_is_not_mounted(mounts, verdict, name):
+    with pytest.raises(FileNotFoundError) as raised:
+        Path(name).read_bytes()
+    exits.record("train", raised.value)
+    assert not verdict.exists()
+    with pytest.raises(FileNotFoundError, match="is a file system not mounted here") as raised:
+        exits.unopened(name)
+    assert exits.passes(raised.value)
+
+
+@pytest.mark.parametrize("name", ["clips/a.mp4", "clips/2024/a.mp4", "a.mp4"])
+def test_a_file_with_neighbours_is_missed(mounts, verdict, name):
+    assert exits.unopened(name) == "cannot be opened: No such file or directory"
+    with pytest.raises(FileNotFoundError) as raised:
+        Path(name).read_bytes()
+    exits.record("train", raised.value)
+    assert verdict.exists()
+
+
+def test_a_stage_has_not_run_only_where_results_are_seen(mounts, verdict):
+    error = FileNotFoundError("results/plan/small/plan.json does not exist: run the plan stage first")
+    exits.record("train", error)
+    assert not verdict.exists()
+    Path("results").unlink()
+    exits.record("train", error)
+    assert "run the plan stage first" in verdict.read_text()
+
+
+def test_what_cannot_be_read_for_now_stays_an_error(monkeypatch, tmp_path):
+    class Broken(io.BytesIO):
+        def read(self, *_):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", lambda *_, **__: Broken())
+    with pytest.raises(OSError, match="Input/output error"):
+        exits.unopened("film.mp4")
 
 
 def test_outside_a_job_nothing_is_written(tmp_path, monkeypatch):

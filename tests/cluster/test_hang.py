@@ -1,13 +1,15 @@
 import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
-from brickreel import files
-from brickreel.cluster import hang, slurm
+from brickreel import config, files
+from brickreel.cluster import distributed, hang, slurm
 from brickreel.cluster.hang import Guard
 from brickreel.stages import train
+from training import project
 
 
 def step_log(folder, age_s):
@@ -39,6 +41,30 @@ def test_an_attempt_has_longer_for_its_first_step(tmp_path):
     assert not guard.hangs("RUNNING")
     guard.running_since = time.time() - 1000
     assert guard.hangs("RUNNING")
+
+
+@pytest.mark.parametrize("limit_s", [0, 60, 1800])
+def test_ranks_of_a_training_job_wait_until_the_guard_has_seen_that_it_hangs(tmp_path, monkeypatch, limit_s):
+    waits = {}
+
+    def start(**given):
+        waits.update(given)
+        raise ConnectionError("enough")
+
+    monkeypatch.setattr(distributed, "start", start)
+    monkeypatch.setenv("BRICKREEL_HANG_S", str(limit_s))
+    monkeypatch.chdir(tmp_path)
+    project.make(tmp_path)
+    with pytest.raises(ConnectionError):
+        train.run(config.load("config.json"), "small")
+    assert waits["evidence"] == Path("logs/train/small")
+    quiet_s = waits["patience_s"] - 120
+    unbegun = Guard(tmp_path / "none", limit_s, expected=True)
+    unbegun.running_since = time.time() - quiet_s
+    step_log(tmp_path / "steps", age_s=quiet_s)
+    begun = Guard(tmp_path / "steps", limit_s)
+    begun.running_since = time.time() - quiet_s - 1000
+    assert [guard.hangs("RUNNING") for guard in (unbegun, begun)] == [limit_s > 0] * 2
 
 
 def test_waiting_in_the_queue_and_starting_again_do_not_count(tmp_path):

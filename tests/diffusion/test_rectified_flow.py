@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from brickreel.diffusion.rectified_flow import RectifiedFlow, euler, resolution_shift, shifted
+from brickreel.diffusion.rectified_flow import RectifiedFlow, euler, logit_normal, resolution_shift, shifted
 
 
 def test_the_path_is_straight_and_the_target_its_direction():
@@ -56,8 +56,10 @@ def test_timesteps_are_moved_towards_noise():
     assert shifted(share, 3.0).tolist() == pytest.approx([0.0, 0.75, 1.0])
     assert resolution_shift(512, 512, 1) == 1.0
     assert resolution_shift(360, 640, 34) == pytest.approx(2.9647, abs=1e-3)
-    drawn = RectifiedFlow().draw_timesteps(4000, torch.Generator().manual_seed(0))
-    assert ((drawn > 0) & (drawn < 1000)).all()
-    assert float(drawn.mean()) == pytest.approx(500, abs=10)
+    assert resolution_shift(64, 64, 16) == 1.0, "never towards data"
+    normal = torch.tensor([-3.0, 0.0, 1.5])
+    drawn = [logit_normal(float(number), 3.0) for number in normal]
+    assert drawn == pytest.approx((1000 * shifted(normal.sigmoid(), 3.0)).tolist())
+    assert logit_normal(0.0) == 500
     with pytest.raises(ValueError, match="at least 1 step"):
         euler(lambda x, t, m: x, share, 0)

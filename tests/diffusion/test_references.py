@@ -27,6 +27,18 @@ def test_references_stand_where_they_are_placed():
     assert not later.any()
 
 
+def test_a_reference_that_is_to_be_ignored_is():
+    reference, noise = torch.ones(4, 2, 2, 2), torch.zeros(4, 5, 2, 2)
+    z, ratios = place(noise, [reference], parse_placements("0,0,0,0,2,1"), 0)
+    assert ratios is None
+    assert not z.any()
+    z, ratios = place(noise, [reference], parse_placements("0,0,0,0,2,1;0,0,0,4,1,0.5"), 0)
+    assert ratios.tolist() == [1, 1, 1, 1, 0.5]
+    assert z[0, :, 0, 0].tolist() == [0, 0, 0, 0, 1]
+    with pytest.raises(ValueError, match="reference 3 of 1"):
+        place(noise, [reference], parse_placements("0,3,0,0,1,1"), 0)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("0,2", "reference 2 of 1"), ("0,0,2,0,2", "of the reference"), ("0,0,0,4,2", "of the video")],
@@ -34,6 +46,13 @@ def test_references_stand_where_they_are_placed():
 def test_what_is_not_there_is_named(text, words):
     with pytest.raises(ValueError, match=words):
         place(torch.zeros(4, 5, 2, 2), [torch.zeros(4, 3, 2, 2)], parse_placements(text), 0)
+
+
+@pytest.mark.parametrize("text", ["2", "-1"])
+def test_a_placement_for_a_loop_that_there_is_not_is_refused(text):
+    assert parse_placements("1", 2) == [Placement(1)]
+    with pytest.raises(ValueError, match=rf"is for loop {text}: loops here are 0 to 1"):
+        parse_placements(text, 2)
 
 
 def test_a_reference_of_another_size_is_refused():
@@ -47,3 +66,5 @@ def test_prompts_change_from_loop_to_loop():
     for wrong in ("|1|a car", "first|0|then"):
         with pytest.raises(ValueError, match=r"start with \|0\|"):
             prompts_by_loop(wrong, 2)
+    with pytest.raises(ValueError, match="a text for loop 2: loops here are 0 to 1"):
+        prompts_by_loop("|0|a car|2|a house", 2)

@@ -26,7 +26,6 @@ def make(folder: Path, **sample) -> config.Config:
             "resolution": [64, 64],  # x264 of smaller pictures is not the same every time
             "frames": 4,
             "steps": 2,
-            "batch_size": 2,
             "seeds": [0, 1],
             **sample,
         },

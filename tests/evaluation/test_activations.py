@@ -22,7 +22,9 @@ def _additions(depth: int) -> STDiT2:
     return inject(_model(depth), Lora(rank=4), seed=0)
 
 
-def peak_bytes(model: STDiT2, gradients_stand: bool, products: torch.dtype | None = None) -> int:
+def peak_bytes(
+    model: STDiT2, gradients_stand: bool, products: torch.dtype | None = None, shape: activations.Shape = SHAPE
+) -> int:
     """The most that the allocator had handed out during a real forward and backward pass, above what was there."""
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -31,7 +33,8 @@ def peak_bytes(model: STDiT2, gradients_stand: bool, products: torch.dtype | Non
             parameter.grad = torch.zeros_like(parameter)
     sizes = {name: torch.full((2,), 8.0) for name in ("num_frames", "height", "width", "fps")}
     drop = torch.zeros(2, dtype=torch.bool)
-    inputs = torch.randn(2, 4, 4, 8, 8), torch.zeros(2), torch.randn(2, 1, 12, 16)
+    video = torch.randn(2, 4, shape.frames, shape.latent_height, shape.latent_width)
+    inputs = video, torch.zeros(2), torch.randn(2, 1, 12, 16)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         with torch.autocast("cpu", products, enabled=products is not None):
             loss = model(*inputs, drop_text=drop, **sizes).square().mean()
@@ -62,6 +65,17 @@ def test_count_without_computing_equals_what_the_allocator_hands_out(depth, buil
     model.enable_gradient_checkpointing()
     assert counted.checkpointed == pytest.approx(peak_bytes(model, gradients_stand, precision.products), rel=limit)
     assert counted.checkpointed < counted.plain
+
+
+@pytest.mark.parametrize("precision", [FP32, AUTOCAST])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
+def test_checkpoints_at_some_blocks_take_what_the_allocator_hands_out(blocks, precision):
+    shape = SHAPE._replace(frames=16, latent_height=16, latent_width=16)  # activations are most of it, as in real runs
+    counted = activations.activations(_model, 5, shape, precision)
+    model = _model(5)
+    model.recompute(blocks / 5)
+    assert counted.at(blocks) == pytest.approx(peak_bytes(model, True, precision.products, shape), rel=0.04)
+    assert (counted.at(0), counted.at(5)) == (counted.plain, counted.checkpointed)
 
 
 def test_additions_alone_take_less_than_all_weights():

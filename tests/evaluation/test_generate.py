@@ -44,6 +44,12 @@ def test_the_models_own_settings_are_the_defaults(model, tmp_path):
     assert abs(frames[0].astype(int) - frames[1]).mean() < 3
 
 
+@pytest.mark.parametrize("objective", ["iddpm", "rectified-flow"])
+def test_guidance_acts_on_the_objectives_own_channels_unless_the_run_names_some(objective):
+    assert generate.sampling(config.Sample(), objective)["guidance_channels"] is None
+    assert generate.sampling(config.Sample(guidance_channels=2), objective)["guidance_channels"] == 2
+
+
 def test_several_videos_go_into_a_folder_and_are_what_they_are_alone(model, tmp_path):
     words = ("--model", model, "--hold", 1, "--prompt", "a house")
     assert call(*words, "--prompt", "a car", "--seed", 1, "--seed", 2, "--out", tmp_path / "all") == 0

@@ -7,7 +7,7 @@ import torch
 
 import tiny
 from brickreel import config
-from brickreel.models import folder, load
+from brickreel.models import folder, load, text_to_video
 from brickreel.models.pipeline import OpenSoraPipeline
 
 SMALL = {"num_frames": 3, "height": 32, "width": 40, "num_inference_steps": 3}
@@ -158,6 +158,32 @@ def test_reference_frames_are_kept_where_they_are_placed(which, request):
     assert not torch.equal(out[:, 1], free[:, 1])
 
 
+@pytest.mark.parametrize("which", ["pipeline", "flow"])
+def test_a_reference_that_is_to_be_ignored_changes_nothing(which, request):
+    pipeline = request.getfixturevalue(which)
+    options = SMALL | {"output_type": "latent"}
+    free = pipeline("a car", generator=seeded(3), **options).latents[0]
+    given = {"references": [[picture(30)]], "mask_strategy": ["0,0,0,0,1,1"]}
+    assert torch.equal(pipeline("a car", generator=seeded(3), **given, **options).latents[0], free)
+
+
+@pytest.mark.parametrize(("which", "channels"), [("pipeline", 3), ("flow", 4)])
+def test_guidance_acts_on_the_channels_that_the_objective_has_it_on(which, channels, request):
+    pipeline = request.getfixturevalue(which)
+    options = SMALL | {"output_type": "latent"}
+    own = pipeline("a car", generator=seeded(3), **options).latents[0]
+    named = [pipeline("a car", generator=seeded(3), guidance_channels=n, **options).latents[0] for n in (3, 4)]
+    assert [torch.equal(own, one) for one in named] == [channels == 3, channels == 4]
+
+
+def test_rectified_flow_is_sampled_with_the_shift_that_it_is_trained_with(flow, monkeypatch):
+    shifts = []
+    monkeypatch.setattr(text_to_video, "euler", lambda denoise, x, steps, shift, *more: shifts.append(shift) or x)
+    for frames in (1, 34):
+        flow("a car", frames, 360, 640, output_type="latent")
+    assert shifts == [1.0, pytest.approx(2.9647, abs=1e-3)]
+
+
 def test_a_long_video_goes_on_from_its_last_frames(pipeline):
     options = SMALL | {"num_frames": 4}
     long = pipeline("|0|a car|1|a house", generator=seeded(4), loops=3, condition_frames=1, **options).frames[0]
@@ -207,11 +233,19 @@ def test_odd_sizes_are_rounded_down_to_whole_latents(pipeline):
         ({"mask_strategy": ["0", "0"]}, "one entry per prompt"),
         ({"guidance_channels": 5}, "must be 0 to 4"),
         ({"num_inference_steps": 0}, "1 to 1000 steps"),
+        ({"num_inference_steps": 0, "sampler": "dpm-solver++"}, "1 to 999 steps, not 0"),
+        ({"num_inference_steps": 1000, "sampler": "dpm-solver++"}, "1 to 999 steps, not 1000"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number, not nan"),
+        ({"fps": float("nan")}, "fps must be a number above 0, not nan"),
+        ({"fps": 0}, "fps must be a number above 0, not 0"),
+        ({"frames_per_batch": 0}, "frames_per_batch must be at least 1, not 0"),
+        ({"references": [[picture(1)]], "mask_strategy": ["1"]}, "loop 1: loops here are 0 to 0"),
+        ({"prompt": "|0|a car|1|a house"}, "a text for loop 1: loops here are 0 to 0"),
     ],
 )
 def test_wrong_settings_are_named(pipeline, options, words):
     with pytest.raises(ValueError, match=words):
-        pipeline("a car", **SMALL | options)
+        pipeline(**{"prompt": "a car"} | SMALL | options)
 
 
 def test_a_folder_that_is_none_and_a_part_that_is_none_are_named(pipeline, tmp_path):

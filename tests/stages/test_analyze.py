@@ -1,7 +1,6 @@
 """One table per shard, every film in it, whatever became of the film."""
 
 import errno
-import io
 import shutil
 from pathlib import Path
 
@@ -162,18 +161,6 @@ def test_a_film_out_of_reach_for_a_reason_that_passes_stops_the_stage_at_once(fi
     assert raised.value.errno == errno.ESTALE
     assert len(decoded) == 1
     assert len(rows()) == len(before)
-
-
-def test_an_error_while_reading_that_passes_stops_the_stage_as_well(films_project, monkeypatch):
-    damage(films_project, project.SECOND)
-
-    class Broken(io.BytesIO):
-        def read(self, *_):
-            raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(Path, "open", lambda *_, **__: Broken())
-    with pytest.raises(OSError, match="Input/output error"):
-        analyze._unopened(project.SECOND)
 
 
 def test_a_film_that_is_added_is_decoded_and_no_other(films_project, decoded):

@@ -1,5 +1,6 @@
 import json
 import logging
+import time
 
 import pytest
 
@@ -129,7 +130,7 @@ def test_endpoint_gets_pictures_prompt_and_schema_and_its_price_is_kept(tmp_path
     assert row["outcome"] == "ok"
     assert row["tokens_in"] > 3 * PICTURE_TOKENS
     assert row["usd"] == pytest.approx(row["tokens_in"] * 10e-6 + row["tokens_out"] * 100e-6)
-    assert row["prompt_version"] == "clip-1"
+    assert row["prompt_version"] == "clip-2"
 
 
 def test_nothing_is_asked_twice_across_reruns_and_another_number_of_shards(tmp_path):
@@ -164,8 +165,8 @@ def test_passing_fault_is_overcome_and_stands_in_the_ledger(tmp_path, fault):
     assert server.requests == 2
     rows = ledger()
     assert [row["outcome"] for row in rows] == ["failed", "ok"]
-    unclear = fault in ("drop", "drop-paid", "half-body")
-    free = fault in ("429", "429-after", "500", "502")
+    unclear = fault in ("drop", "drop-paid", "half-body", "502")
+    free = fault in ("429", "429-after", "500")
     assert rows[0]["billed"] == ("unknown" if unclear else "none" if free else "reported")
     assert (rows[0]["usd"] == 0) == free
 
@@ -183,7 +184,140 @@ def test_unusable_answers_are_asked_again_then_dropped_and_never_paid_for_again(
         assert reason in found["s0", "still"]["reason"]
         project.run(url=server.url)
         assert server.requests == 3
-        assert reason in server.bodies[1]["messages"][1]["content"][0]["text"]
+        assert reason in server.bodies[1]["messages"][0]["content"][-1]["text"]
+
+
+def test_endpoint_without_structured_answers_is_paid_a_few_times_per_clip_in_all_runs_together(tmp_path):
+    project.make(tmp_path, clips=0, stills=2)
+    with project.serving(faults=1.0, kinds=("prose",)) as server:
+        server.keep_bodies = True
+        for _ in range(3):
+            with pytest.raises(ValueError, match=r"captions failed, .*does not follow the schema"):
+                project.run(url=server.url, concurrency=1, max_failed_share=0.5)
+        assert server.requests == 6
+        hints = [body["messages"][0]["content"][-1].get("text", "") for body in server.bodies]
+        assert sum("does not follow the schema" in hint for hint in hints) == 4
+
+
+def test_endpoint_that_answers_everything_in_prose_is_given_up(tmp_path):
+    project.make(tmp_path, clips=0, stills=30)
+    with project.serving(faults=1.0, kinds=("prose",)) as server:
+        with pytest.raises(ValueError, match=r"failed 20 times in a row, .*does not follow the schema"):
+            project.run(url=server.url, concurrency=1, max_failed_share=1.0)
+        assert server.requests == 20
+
+
+def test_answer_between_fences_is_an_answer(tmp_path):
+    project.make(tmp_path, clips=0, stills=2)
+    with project.serving(faults=1.0, kinds=("fenced",)) as server:
+        found = project.run(url=server.url)
+        assert server.requests == 2
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+
+
+def test_larger_max_tokens_brings_cut_clips_back(tmp_path):
+    project.make(tmp_path, clips=0, stills=1)
+    with project.serving(script=["length"] * 3) as server:
+        assert project.run(url=server.url, max_tokens=200)["s0", "still"]["outcome"] == "dropped"
+        assert project.run(url=server.url, max_tokens=100)["s0", "still"]["outcome"] == "dropped"
+        assert server.requests == 3
+        assert project.run(url=server.url, max_tokens=400)["s0", "still"]["outcome"] == "ok"
+        assert server.requests == 4
+    assert [row["max_tokens"] for row in ledger()] == [200, 200, 200, 400]
+
+
+def test_still_that_does_not_move_is_asked_for_again(tmp_path):
+    project.make(tmp_path, clips=0, stills=1)
+    with project.serving(script=["no-movement"]) as server:
+        assert project.run(url=server.url)["s0", "still"]["outcome"] == "ok"
+
+
+def test_stills_are_not_paid_again_when_the_rate_of_poses_changes(tmp_path):
+    for rate in (12.0, 8.0):
+        path = tmp_path / "results/cut/stills/s0.jpg"
+        project.make(tmp_path, clips=0, stills=1)
+        project.make(tmp_path, clips=0, stills=0, rows=[project.index_row("s0", "still", path, pose_rate=rate)])
+        with project.serving() as server:
+            project.run(url=server.url)
+            assert server.requests == (1 if rate == 12.0 else 0)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_parameters_that_the_model_refuses_are_left_out_from_then_on(tmp_path, monkeypatch, batch):
+    project.make(tmp_path, clips=0, stills=6)
+    monkeypatch.setattr("brickreel.captions.underway.FIRST_POLL_S", 0.02)
+    with project.serving() as server:
+        server.refused, server.keep_bodies = ("max_tokens", "temperature"), True
+        found = project.run(url=server.url, concurrency=1, attempts=3, batch=batch)
+        assert sum(server.paid.values()) == 6
+        if not batch:
+            assert server.requests == 8
+            assert all(body["max_completion_tokens"] == 200 for body in server.bodies[1:])
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+
+
+def test_parameter_that_is_refused_though_it_is_not_sent_fails_the_clip(tmp_path):
+    project.make(tmp_path, clips=0, stills=1)
+    with project.serving(faults=1.0, kinds=("wants-other-tokens",)) as server:
+        with pytest.raises(ValueError, match="max_completion_tokens"):
+            project.run(url=server.url, max_failed_share=0.0)
+        assert server.requests == 2
+
+
+def test_one_clip_that_the_endpoint_refuses_stops_no_other(tmp_path):
+    project.make(tmp_path, clips=0, stills=4)
+    with project.serving(script=["moderated"] * 3) as server:
+        found = project.run(url=server.url, concurrency=1)
+        assert server.requests == 6
+    assert sorted(row["outcome"] for row in found.values()) == ["dropped", "ok", "ok", "ok"]
+    assert "requires moderation" in next(row["reason"] for row in found.values() if row["outcome"] == "dropped")
+    assert sum(row["usd"] for row in ledger() if row["outcome"] == "dropped") == 0
+
+
+@pytest.mark.parametrize("fault", ["429-hours", "limit-for-hours"])
+def test_pause_longer_than_the_stage_is_patient_ends_in_a_sentence(tmp_path, fault):
+    project.make(tmp_path, clips=0, stills=8)
+    with project.serving(script=[fault]) as server:
+        with pytest.raises(ValueError, match="asks to wait for 120 minutes"):
+            project.run(url=server.url, concurrency=1)
+        assert server.requests == 1
+        assert {row["outcome"] for row in project.run(url=server.url).values()} == {"ok"}
+        # After its last answer nobody has to wait.
+        server.script = [None] * 7 + ["limit-for-hours"]
+        assert len(project.run(url=server.url, model="m2", concurrency=1)) == 8
+
+
+def test_server_that_asks_for_no_pause_is_not_stormed(tmp_path, monkeypatch):
+    monkeypatch.setattr("brickreel.captions.pace._FIRST_WAIT_S", 0.2)
+    monkeypatch.setattr("brickreel.captions.asking._PATIENCE_S", 2.0)
+    project.make(tmp_path, clips=0, stills=4)
+    with project.serving(faults=1.0, kinds=("429-now",)) as server:
+        with pytest.raises(ValueError, match="nothing but 429"):
+            project.run(url=server.url)
+        assert server.requests < 40
+
+
+def test_duplicates_that_wait_for_one_answer_use_up_no_limit(tmp_path):
+    path = tmp_path / "results/cut/stills/s0.jpg"
+    project.make(tmp_path, clips=0, stills=2)
+    rows = [project.index_row(f"x{n}", "still", path) for n in range(9)]
+    project.make(tmp_path, clips=0, stills=0, rows=[*rows, project.index_row("y", "still", path.with_name("s1.jpg"))])
+    with project.serving(latency_s=0.5) as server:
+        started = time.monotonic()
+        project.run(url=server.url, requests_per_minute=60, concurrency=4)
+        assert server.requests == 2
+    assert time.monotonic() - started < 5
+
+
+def test_clips_that_are_answered_already_do_not_make_this_run_look_fast(tmp_path, caplog):
+    project.make(tmp_path, clips=0, stills=40)
+    with project.serving() as server:
+        project.run(url=server.url)
+        caplog.clear()
+        caplog.set_level(logging.INFO, "brickreel")
+        project.run(url=server.url)
+    (line,) = [record.getMessage() for record in caplog.records if "40 of 40 clips" in record.getMessage()]
+    assert "0/s" in line
 
 
 def test_one_unusable_answer_is_replaced_by_a_usable_one(tmp_path):
@@ -215,11 +349,11 @@ def test_bad_request_is_not_repeated(tmp_path):
     assert server.requests == 2
 
 
-@pytest.mark.parametrize("fault", ["quota"])
-def test_exhausted_account_stops_at_once_and_keeps_what_is_answered(tmp_path, fault):
+@pytest.mark.parametrize(("fault", "words"), [("quota", "You exceeded your current quota"), ("402", "402")])
+def test_exhausted_account_stops_at_once_and_keeps_what_is_answered(tmp_path, fault, words):
     project.make(tmp_path, clips=0, stills=12)
     with project.serving(script=[None] * 4 + [fault]) as server:
-        with pytest.raises(ValueError, match="You exceeded your current quota"):
+        with pytest.raises(ValueError, match=words):
             project.run(url=server.url, concurrency=1)
         assert server.requests == 5
         found = project.run(url=server.url)

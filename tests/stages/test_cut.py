@@ -2,6 +2,7 @@
 
 import csv
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -190,6 +191,22 @@ def test_a_film_that_has_gone_is_a_reason_and_too_many_fail_the_stage(films_proj
     failed = [row for row in index().values() if row["outcome"] == "failed"]
     assert {row["title"] for row in failed} == {"The Second"}
     assert all(row["reason"] for row in failed)
+
+
+def test_a_film_out_of_reach_for_a_reason_that_passes_stops_the_stage(films_project, monkeypatch):
+    for path in cut.CLIPS.glob("*.mp4"):
+        path.unlink()
+    opened = Path.open
+
+    def stale(path, *arguments, **keywords):
+        if path.name == project.SECOND:
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return opened(path, *arguments, **keywords)
+
+    (films_project / project.SECOND).write_bytes(b"no video")
+    monkeypatch.setattr(Path, "open", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        project.run("cut", shards=1)
 
 
 def test_a_full_disk_stops_the_stage_and_keeps_what_is_finished(films_project, monkeypatch):

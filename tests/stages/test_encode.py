@@ -152,6 +152,14 @@ def test_an_unreadable_clip_fails_alone_and_too_many_fail_the_stage(project):
         encode.run(project(max_failed_share=0.1))
 
 
+def test_a_clip_whose_file_system_is_not_mounted_is_not_called_bad(project, tmp_path):
+    Path("results/cut/clips").rename(tmp_path / "elsewhere")
+    Path("results/cut/clips").mkdir()
+    with pytest.raises(FileNotFoundError, match="is a file system not mounted here"):
+        encode.run(project(max_failed_share=1.0))
+    assert not Path("results/encode/index.parquet").exists()
+
+
 def test_shards_divide_the_clips_and_a_clip_without_caption_is_dropped(project):
     captions = [row for row in tables.read("captions", encode.CAPTIONS).to_pylist() if row["clip_id"] != "clip2"]
     tables.write("captions", "results/caption/captions.parquet/00.parquet", captions)

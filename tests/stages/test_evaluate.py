@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -6,9 +7,11 @@ import pytest
 from PIL import Image
 
 from brickreel import config, tables
+from brickreel.evaluation import poses
 from brickreel.stages import evaluate
 from evaluation import project
 from evaluation.scenes import draw_scene
+from films import memory
 
 STEPS = (0, 2, 4, 6)
 
@@ -174,11 +177,34 @@ def test_with_more_clips_than_are_compared_they_are_of_all_films_and_the_report_
     rows = project.write_clips(in_folder, scene, heldout=4)
     films = [row | {"clip_id": f"{n % 2:016x}-{n:06d}", "kind": "clip"} for n, row in enumerate(rows * 20)]
     tables.write("cut_index", "results/cut/index.parquet/00.parquet", films)
-    first = [row["clip_id"][:16] for row in evaluate._clips()][: len(films) // 4]
+    rows, count = evaluate._clips("train", 20)
+    first = [row["clip_id"][:16] for row in rows]
+    assert (len(first), count) == (20, sum(row["split"] == "train" for row in films))
     assert 0.2 < first.count(first[0]) / len(first) < 0.8
     project.write_clips(in_folder, scene, heldout=4)
     evaluate.run(settings(evaluate={"max_clips": 2}), "r")
     assert "samples are compared with 2 of 4 held-out clips" in " ".join(project.scores(in_folder)["gaps"])
+
+
+def test_of_many_clips_only_those_that_are_shown_are_held_and_captioned(in_folder, scene):
+    held = project.write_clips(in_folder, scene, train=1, heldout=1)[1] | {"holds": [2] * 60}
+    rows = [held | {"clip_id": f"{n:05d}", "holds": [2] * (3 if n % 3 else 60), "text": None} for n in range(3000)]
+    tables.write("cut_index", evaluate.CLIPS / "00.parquet", rows)
+    captions = [
+        dict.fromkeys(tables.SCHEMAS["captions"].names)
+        | {"clip_id": row["clip_id"], "kind": kind, "text": f"{kind} {row['clip_id']}", "outcome": "ok"}
+        for row in rows
+        for kind in ("still", "clip")
+    ]
+    tables.write("captions", evaluate.CAPTIONS / "00.parquet", captions)
+    found = []
+    taken = memory.peak(lambda: found.append(evaluate._clips("heldout", 4, poses.has_window(1))))
+    assert taken < memory.peak(lambda: tables.read("cut_index", evaluate.CLIPS).to_pylist()) / 4
+    shown, count = found[0]
+    assert count == 3000
+    long = [row["clip_id"] for row in rows if len(row["holds"]) == 60]
+    first = sorted(long, key=lambda clip: hashlib.sha256(clip.encode()).digest())[:4]
+    assert [(row["clip_id"], row["text"]) for row in shown] == [(clip, f"clip {clip}") for clip in first]
 
 
 def test_missing_features_for_the_distance_leave_the_rest(in_folder, scene):

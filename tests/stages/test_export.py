@@ -202,6 +202,21 @@ def test_the_dataset_is_a_videofolder_with_captions_that_takes_no_room_twice(wit
     }  # fmt: skip
 
 
+def test_in_small_batches_the_export_is_the_same(with_clips, tmp_path, monkeypatch):
+    def told():
+        export.run(with_clips, "small")
+        folder = tmp_path / "results" / "export" / "small"
+        return [
+            (folder / name).read_text()
+            for name in ("DATASET.md", "README.md", "dataset/train/metadata.csv", "dataset/heldout/metadata.csv")
+        ]
+
+    whole = told()
+    monkeypatch.setattr(tables, "BATCH", 5)
+    monkeypatch.setattr(export, "BATCHES", 1)
+    assert told() == whole
+
+
 def test_clips_of_two_folders_with_one_name_are_both_exported_and_left_as_they_are(tmp_path):
     rows = []
     for folder in ("a", "b"):
@@ -210,7 +225,8 @@ def test_clips_of_two_folders_with_one_name_are_both_exported_and_left_as_they_a
         path.write_bytes(folder.encode())
         facts = dict.fromkeys(tables.SCHEMAS["cut_index"].names)
         rows.append(facts | {"clip_id": f"clip-{folder}", "kind": "clip", "split": "train", "path": str(path)})
-    export.write_dataset(tmp_path / "out", rows, "small", "")
+    batches = tables.table("cut_index", [row | {"outcome": "ok"} for row in rows]).to_batches()
+    export.write_dataset(tmp_path / "out", iter(batches), "small", "")
     for folder in ("a", "b"):
         assert (tmp_path / folder / "0001.mp4").read_bytes() == folder.encode()
         assert (tmp_path / "out/train" / f"clip-{folder}.mp4").read_bytes() == folder.encode()

@@ -201,6 +201,23 @@ def test_gradients_of_a_step_of_one_micro_batch_come_while_activations_go():
     assert states < one["memory_gib"]["total"] < two["memory_gib"]["total"]
 
 
+def test_forecasts_of_memory_and_time_follow_the_share_of_blocks_that_are_recomputed(monkeypatch):
+    monkeypatch.setenv("BRICKREEL_GPUS", "32")
+    monkeypatch.setenv("BRICKREEL_GPU", "NVIDIA H100 80GB HBM3")
+    none, half, whole = (
+        planned(settings, rows(settings.runs["r"].data, "360p-32", 64, 32, (360, 640)))
+        for settings in (origin({32: (1.0, 1)}, grad_checkpoint=share) for share in (False, 0.5, True))
+    )
+    kept = [got["memory_gib"]["activations_checkpointed"] for got in (whole, half)]
+    assert kept[0] < kept[1] < half["memory_gib"]["activations"]
+    assert none["memory_gib"]["activations_checkpointed"] == kept[0], "what it would be"
+    totals = [got["memory_gib"]["total"] for got in (whole, half, none)]
+    assert totals == sorted(totals)
+    assert totals[1] - totals[0] == pytest.approx(1.05 * (kept[1] - kept[0]), rel=1e-2)
+    for got, passes in ((none, 3), (half, 3.5)):
+        assert got["step_s"]["value"] == pytest.approx(passes / 4 * whole["step_s"]["value"], rel=1e-3)
+
+
 def test_a_lora_run_holds_states_of_its_additions_only():
     whole, additions = small(), small(lora={"rank": 4})
     trained = additions["memory_basis"]["trained"]
@@ -245,6 +262,6 @@ def test_an_online_run_says_that_its_encoders_are_not_counted_where_they_are_not
 def test_prompts_that_are_too_long_for_the_model_are_told_before_training():
     settings = origin({32: (1.0, 8)})
     index = rows(settings.runs["r"].data, "360p-32", 24, 32, (360, 640), text_tokens=201)
-    with pytest.raises(ValueError, match="201 text tokens here, but the model takes 200: set `encode.text_tokens`"):
+    with pytest.raises(ValueError, match="201 text tokens here, but the model takes 200"):
         planned(settings, index)
     assert not Path("results/plan/r/plan.json").exists()

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from brickreel import config
+from brickreel import config, files
 from brickreel.cluster import distributed, sweep
 from brickreel.cluster.ranks import Ranks
 from brickreel.stages import preflight
@@ -37,8 +37,8 @@ def folders(tmp_path, monkeypatch):
     return first, second
 
 
-def rehearsed(folders, script=REHEARSE):
-    """What the first of two ranks says, each of them in a folder and on a node of its own."""
+def two_ranks(folders, script):
+    """Exit statuses and outputs of two ranks, each of them in a folder and on a node of its own."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     own |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     own |= {"MASTER_PORT": str(20000 + os.getpid() % 9000), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
@@ -53,7 +53,13 @@ def rehearsed(folders, script=REHEARSE):
         for rank, folder in enumerate(folders)
     ]
     said = [rank.communicate(timeout=120)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0]
+    return [rank.returncode for rank in ranks], said
+
+
+def rehearsed(folders, script=REHEARSE):
+    """What the first of two ranks says."""
+    statuses, said = two_ranks(folders, script)
+    assert statuses == [0, 0]
     return json.loads(said[0])
 
 
@@ -103,6 +109,40 @@ def test_an_error_of_one_rank_on_the_way_is_its_nodes_fault(folders):
     assert failed["reason"] == "rank 1 on node1: the disk is gone"
 
 
+FULL = """
+import os
+from brickreel.cluster import together
+from brickreel.training import rehearsal
+together.LOOKS = 2
+step = rehearsal._step
+def on_one_rank(*given):
+    if os.environ["RANK"] == "1":
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    return step(*given)
+rehearsal._step = on_one_rank
+"""
+STAGE = """
+from brickreel import config, running
+from brickreel.stages import preflight
+running.set_up_logging()
+running.guarded("preflight", False, lambda: preflight.run(config.load("config.json"), "small"))
+"""
+
+
+def test_ranks_that_wait_for_one_that_is_out_of_memory_hear_of_it(folders, monkeypatch):
+    """The first rank waits in the exchange of gradients, where the second one never comes."""
+    monkeypatch.setenv("BRICKREEL_VERDICT", "verdict")
+    assert two_ranks(folders, FULL + STAGE)[0] == [1, 1]
+    health = files.read_json("results/preflight/small/health.json")
+    checks = {check["name"]: check for check in health["checks"]}
+    assert health["verdict"] == "fail"
+    assert "node1" in health["exclude"]
+    assert checks["equal shares"]["result"] == "not measured"
+    sentence = "rank 1 on node1: CUDA out of memory. Tried to allocate 20.00 GiB.: make the micro-batch smaller"
+    assert checks["largest micro-batch"]["reason"].startswith(sentence)
+    assert all(sentence in (folder / "verdict").read_text() for folder in folders)
+
+
 def test_a_step_that_fits_into_no_memory_is_told_what_to_do(folders, monkeypatch):
     def rehearse(*_):
         raise RuntimeError("CUDA out of memory\nmore words")
@@ -123,6 +163,6 @@ def test_nodes_meet_quickly_and_then_wait_as_long_as_a_child_may_take(folders, m
     monkeypatch.setattr(distributed, "start", start)
     with pytest.raises(ConnectionError):
         preflight.run(config.load("config.json"), "small")
-    meeting, later = waits
+    meeting, later, _ = waits
     assert meeting == 60
     assert later >= max(sweep.DEADLINE_S, preflight.CONFIRM_S) + 60

@@ -10,6 +10,8 @@ import pytest
 
 from brickreel import config, files, tables
 from brickreel.stages import report
+from brickreel.telemetry import project
+from films import memory
 from telemetry import fleet, rich_project
 
 
@@ -96,11 +98,35 @@ def test_a_video_that_is_gone_is_said_on_the_page(folder):
 def test_a_caption_ledger_counts_what_was_really_paid(folder):
     rich_project.write(folder, evil="plain")
     row = dict.fromkeys(tables.SCHEMAS["ledger"].names) | {"outcome": "ok", "reason": "", "latency_s": 2.0}
-    for usd in (0.25, 0.5):
-        files.append_json_line("logs/caption/ledger.jsonl", row | {"usd": usd, "tokens_in": 10, "tokens_out": 5})
+    old = {name: value for name, value in row.items() if name not in tables.LATER}
+    for written, usd in ((row, 0.25), (old, 0.5)):
+        files.append_json_line("logs/caption/ledger.jsonl", written | {"usd": usd, "tokens_in": 10, "tokens_out": 5})
     captions = summary()["dataset"]["captions"]
     assert (captions["usd"], captions["requests"], captions["latency_mean_s"]) == (0.75, 2, 2.0)
     assert (captions["tokens_in"], captions["tokens_out"]) == (20, 10)
+
+
+def test_in_small_batches_the_tables_say_the_same(folder, monkeypatch):
+    rich_project.write(folder)
+    whole = summary()["dataset"]
+    monkeypatch.setattr(tables, "BATCH", 1)
+    assert summary()["dataset"] == whole
+    captions = whole["captions"]
+    assert (captions["ok"], captions["words_mean"], captions["usd"]) == (3, len(rich_project.EVIL.split()), 1.5)
+    assert {row["clip_id"] for row in captions["examples"]} == {"c0", "c1", "c2"}
+
+
+def test_rows_of_large_tables_are_not_held(folder, monkeypatch):
+    fleet.configuration(folder, "one")
+    clip = rich_project.row(
+        "clips", film_id="f", start_frame=0, end_frame=48, fps=24.0, pose_frames=list(range(300, 348))
+    )
+    tables.write("clips", "results/curate/clips.parquet", [clip | {"clip_id": f"c{n}"} for n in range(2000)])
+    monkeypatch.setattr(tables, "BATCH", 100)
+    whole = memory.peak(lambda: tables.read("clips", "results/curate/clips.parquet").to_pylist())
+    assert memory.peak(lambda: project.read("one", [])) < whole / 4
+    (row,) = project.read("one", []).clips
+    assert (row["count"], row["poses"], row["frames"], row["seconds"]) == (2000, 2000 * 48, 2000 * 48, 4000.0)
 
 
 def test_what_every_stage_kept_is_counted(folder):

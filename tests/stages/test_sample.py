@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from brickreel import config, files, tables
 from brickreel.evaluation import jobs, prompts, weights
 from brickreel.films import video
+from brickreel.models.pipeline import OpenSoraPipeline
 from brickreel.stages import sample
 from evaluation import project
 from training import ranks
@@ -106,12 +107,12 @@ def test_other_weights_another_seed_and_a_missing_prompt_give_another_video(fini
         assert not np.array_equal(found[other], reference), other
 
 
-def test_video_depends_on_neither_batch_size_nor_order_nor_other_prompts(finished, tmp_path, monkeypatch):
+def test_video_depends_on_neither_order_nor_other_prompts(finished, tmp_path, monkeypatch):
     folder, settings = finished
     before = pictures(folder, weights="ema", conditional=True, length=1)
     trained(folder, tmp_path)
     monkeypatch.chdir(tmp_path)
-    other = changed(settings, batch_size=3, prompts=["another prompt", *reversed(project.PROMPTS)], seeds=[1, 5, 0])
+    other = changed(settings, prompts=["another prompt", *reversed(project.PROMPTS)], seeds=[1, 5, 0])
     sample.run(changed(other, checkpoints="final", weights=["ema"], lengths=[1], unconditional=False), "r")
     after = pictures(tmp_path, weights="ema")
     for key in [key for key in before if key[0] == 4]:
@@ -163,7 +164,7 @@ def test_new_weights_and_new_settings_make_new_videos(finished):
         jobs.key(job, changed(settings, hold=2).sample, settings.base),
     }
     assert len(keys) == 4
-    assert jobs.key(job, changed(settings, batch_size=9).sample, settings.base) in keys
+    assert jobs.key(job, changed(settings, device="cpu").sample, settings.base) in keys
 
 
 def test_the_base_model_has_its_own_sampler_before_a_run_with_another_objective(finished, tmp_path, monkeypatch):
@@ -220,6 +221,27 @@ def test_weights_that_diverged_are_rows_with_a_reason_and_an_empty_cell(finished
     assert {row["step"] for row in failed} == {4}
     assert all("NaN" in row["reason"] for row in failed)
     assert (tmp_path / "results/sample/r/sheet.jpg").is_file()
+
+
+def test_a_video_that_fails_is_a_reason_and_the_others_are_kept(finished, tmp_path, monkeypatch):
+    folder, settings = finished
+    trained(folder, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    pipeline = OpenSoraPipeline.__call__
+
+    def call(self, prompt, **options):
+        if prompt == project.PROMPTS[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return pipeline(self, prompt, **options)
+
+    monkeypatch.setattr(OpenSoraPipeline, "__call__", call)
+    sample.run(changed(settings, checkpoints="final", weights=["ema"], lengths=[1], unconditional=False), "r")
+    rows = rows_of(tmp_path)
+    assert {(row["prompt"], row["outcome"]) for row in rows} == {
+        (project.PROMPTS[0], "failed"), (project.PROMPTS[1], "ok"),
+    }  # fmt: skip
+    reasons = {row["reason"] for row in rows if row["reason"]}
+    assert reasons == {"out of memory with 4 poses of 64 x 64: lower sample.frames or sample.resolution"}
 
 
 def test_a_damaged_checkpoint_is_a_reason_and_the_others_are_sampled(finished, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 
 from brickreel import config, files
 from brickreel.models import load
+from brickreel.models.stdit2 import model
 from brickreel.stages import train
 from training import project
 
@@ -29,14 +30,23 @@ def test_the_run_leaves_what_the_stages_after_it_read(trained):
     about = files.read_json(folder / "dataset.json")
     assert (about["clips"], about["heldout"]) == (18, 6)
     for which in ("raw", "ema"):
-        model = load.transformer(str(folder / "final" / which))
-        assert model.config.hidden_size == 48
+        assert load.transformer(str(folder / "final" / which)).config.hidden_size == 48
 
 
 def test_a_finished_run_starts_nothing(trained):
     before = {path: path.stat().st_mtime_ns for path in (trained / "results").rglob("*") if path.is_file()}
     project.train_here(trained)
     assert {path: path.stat().st_mtime_ns for path in (trained / "results").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("share", "blocks"), [(True, 2), (0.5, 1), (False, 0)])
+def test_the_runs_share_of_blocks_is_recomputed(share, blocks, tmp_path, monkeypatch):
+    recomputed = []
+    run = model.as_recomputed
+    monkeypatch.setattr(model, "as_recomputed", lambda block, *given: recomputed.append(block) or run(block, *given))
+    project.make(tmp_path, max_steps=1, grad_checkpoint=share)
+    project.train_here(tmp_path)
+    assert len(set(recomputed)) == blocks
 
 
 def test_raising_max_steps_continues_a_finished_run(trained, tmp_path):

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from brickreel.telemetry import training
 from brickreel.telemetry.steps import Steps
@@ -13,6 +14,15 @@ def seen(log, *spans):
     run = SimpleNamespace(attempts=log, steps={})
     found = training.attempts_of(run, [SimpleNamespace(span_s=span) for span in spans])
     return [(one.start_s, one.end_s) for one in found]
+
+
+@pytest.mark.parametrize(("share", "factor"), [(True, 4 / 3), (0.5, 7 / 6), (False, 1), (None, 1)])
+def test_hfu_counts_the_share_of_blocks_that_are_recomputed(share, factor, monkeypatch):
+    monkeypatch.setattr(training.goodput, "model_flops", lambda _: {"tflop_per_s_per_gpu": 98.9})
+    run = SimpleNamespace(settings={"grad_checkpoint": share})
+    found = training._flop_use(run, (), [{"name": "NVIDIA H100 80GB HBM3"}])
+    assert found["hfu_pct"] == pytest.approx(factor * found["mfu_pct"])
+    assert found["recomputes"] == bool(share)
 
 
 def test_an_attempt_lasts_as_long_as_the_recordings_that_saw_it_begin():

@@ -95,6 +95,7 @@ def test_batch_sizes_change_neither_samples_nor_fingerprint_but_contents_do():
     assert plan_buckets(table.take(list(reversed(range(5)))), settings).fingerprint == first
     in_parts = pa.concat_tables([table.slice(3), table.slice(0, 3)])
     assert plan_buckets(in_parts, settings).fingerprint == first
+    assert plan_buckets(in_parts.select([*reversed(table.column_names)]).to_batches(), settings).fingerprint == first
     assert plan_buckets(index(settings, {16: 5}, crc32=7), settings).fingerprint != first
     assert plan_buckets(index(settings, {16: 6}), settings).fingerprint != first
     assert rows_of(table, run({8: (1.0, 4)}).data).num_rows == 0

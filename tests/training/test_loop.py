@@ -7,7 +7,7 @@ import torch
 
 from brickreel import files
 from brickreel.cluster.exits import INTERRUPTED
-from brickreel.training import lora
+from brickreel.training import latents, lora
 from brickreel.training.checkpoint import list_checkpoints, read_state
 from training import project, ranks
 
@@ -226,6 +226,16 @@ def test_a_damaged_sample_counts_as_absent_and_too_many_stop_the_run(tmp_path):
     assert all(row["loss"] is not None for row in project.step_rows(tmp_path))
     project.change(tmp_path, max_steps=20, max_unreadable=read_state(path)["unreadable"] + 1)
     with pytest.raises(ValueError, match=r"samples could not be read \(max_unreadable\)"):
+        project.train_here(tmp_path)
+
+
+@pytest.mark.parametrize("limits", [{"max_unreadable": 5}, {"max_skipped": 2, "max_unreadable": 1000}])
+def test_a_dataset_that_is_not_mounted_is_not_called_damaged(tmp_path, monkeypatch, limits):
+    project.make(tmp_path, max_steps=8, checkpoint_every=20, gauge_every=20, **limits)
+    (tmp_path / "away").mkdir()
+    read = latents.read
+    monkeypatch.setattr(latents, "read", lambda row: read(row | {"file": "away/00.safetensors"}))
+    with pytest.raises(ConnectionError, match=r"the dataset is out of reach: .*away/00.safetensors"):
         project.train_here(tmp_path)
 
 

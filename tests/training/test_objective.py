@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -77,6 +78,22 @@ def test_timesteps_are_uniform_and_text_is_dropped_at_its_rate():
     assert 979 <= timesteps.max() < 1000
     assert abs(timesteps.mean() - 499.5) < 40
     assert abs(float(torch.cat([one.drop_text for one in drawn]).float().mean()) - 0.25) < 0.05
+
+
+@pytest.mark.parametrize(("frames", "middle"), [(1, 500), (34, 748)])
+def test_timesteps_of_rectified_flow_are_continuous_logit_normal_and_shifted_for_large_videos(frames, middle):
+    run = Run(objective="rectified-flow")
+    drawn = []
+    for n in range(100):
+        large = dataclasses.replace(batch(first=8 * n, count=8, frames=1), frames=frames, height=360, width=640)
+        drawn.append(objective.timesteps(large, run))
+    timesteps = torch.cat(drawn)
+    assert (timesteps != timesteps.round()).any()
+    assert timesteps.min() > 0
+    assert timesteps.max() < 1000
+    assert float(timesteps.median()) == pytest.approx(middle, abs=30)
+    assert float((timesteps / 1000).logit().std()) == pytest.approx(1, abs=0.1)
+    assert objective.draw(batch(first=3), run, CPU).t.tolist() == objective.timesteps(batch(first=3), run).tolist()
 
 
 def test_masks_come_at_their_rates_and_none_without_ratios():

@@ -5,6 +5,7 @@ import pytest
 import tiny
 from brickreel import config, files, tables
 from brickreel.stages import encode, train
+from brickreel.training import online as reading
 from brickreel.training.buckets import plan_buckets
 from brickreel.training.dataset import Dataset
 from brickreel.training.order import Order
@@ -69,6 +70,27 @@ def test_a_clip_that_is_gone_counts_as_absent(online):
     for batch in batches:
         assert bool(batch.valid.any()) == (batch.frames == 1)
         assert bool(batch.problems) == (batch.frames > 1)
+
+
+def test_a_clip_has_the_caption_stages_text_else_its_own_and_is_absent_without(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.touch()
+    cut = [clips.row(number, kind, path) for number in (2, 0, 1) for kind in ("still", "clip")]
+    cut[0]["text"], cut[2]["text"] = "own words", "never read"
+    captions = [
+        dict.fromkeys(tables.SCHEMAS["captions"].names)
+        | {"clip_id": f"clip{number}", "kind": kind, "text": text, "outcome": "ok"}
+        for number, kind, text in ((0, "still", "old"), (1, "clip", "of clip 1"), (0, "still", "new"), (9, "clip", "x"))
+    ]
+    found = reading.Clips(tables.table("cut_index", cut), tables.table("captions", captions))
+    texts = {
+        (number, kind): (found.get(f"clip{number}", kind) or {}).get("text")
+        for number in (0, 1, 2, 9)
+        for kind in ("clip", "still")
+    }
+    expected = {(0, "still"): "new", (1, "clip"): "of clip 1", (2, "still"): "own words"}
+    assert texts == {name: expected.get(name) for name in texts}
+    assert found.get("clip0", "still") == cut[2] | {"text": "new"}
 
 
 def test_online_training_is_the_same_on_one_rank_and_on_two(online):

@@ -22,8 +22,14 @@ def test_what_the_weights_depend_on_is_refused_by_name(change, named):
         check({}, change)
 
 
+def test_rectified_flow_that_was_trained_on_uniform_timesteps_is_another_run():
+    now = recipe.of(Base(), Run(objective="rectified-flow"))
+    with pytest.raises(ValueError, match="made with another objective"):
+        recipe.check("it was", now | {"objective": "rectified-flow"}, now, steps_left=True)
+
+
 def test_how_training_is_carried_out_and_how_long_may_change():
-    check({}, {"max_steps": 9, "backend": "ddp", "grad_checkpoint": False, "keep_last": 1, "gauge_clips": 3})
+    check({}, {"max_steps": 9, "backend": "ddp", "grad_checkpoint": 0.5, "keep_last": 1, "gauge_clips": 3})
 
 
 def test_the_schedule_may_change_while_there_are_steps_to_come():

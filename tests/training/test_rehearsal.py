@@ -31,6 +31,14 @@ def test_a_lora_run_rehearses_with_its_additions_alone(tmp_path, monkeypatch):
     assert len(rehearsal.rehearse(backend, run, plan, cpu).seconds) == 1
 
 
+def test_the_runs_share_of_blocks_is_recomputed(tmp_path, monkeypatch):
+    project.make(tmp_path, grad_checkpoint=0.5)
+    monkeypatch.chdir(tmp_path)
+    settings = config.load("config.json")
+    model = rehearsal.build(settings.base, settings.run("small"), Ranks(), torch.device("cpu")).model
+    assert (model.gradient_checkpointing, model.recomputed_blocks, len(model.blocks)) == (True, 1, 2)
+
+
 def test_samples_are_read_in_random_order_at_a_rate(encoded):
     assert rehearsal.reading(INDEX, threads=2, seed=0) > 1
 

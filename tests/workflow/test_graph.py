@@ -46,10 +46,10 @@ def project(tmp_path):
     return tmp_path
 
 
-def snakemake(project, settings, *arguments, check=True):
+def snakemake(project, settings, *arguments, check=True, snakefile=ROOT / "Snakefile"):
     (project / "settings.yaml").write_text(yaml.safe_dump(settings))
     # A dry run reports errors on standard output.
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1"]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--cores", "1"]
     command += ["--directory", str(project), "--configfile", str(project / "settings.yaml"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=project, check=False)
     assert done.returncode == 0 or not check, done.stdout + done.stderr
@@ -68,6 +68,19 @@ def test_captions_from_a_server_of_ones_own_are_one_launched_job(project):
     output = snakemake(project, settings, "--dry-run", "--printshellcmds").stdout
     assert Counter(re.findall(r"^(?:local)?rule (\w+):", output, re.M))["caption"] == 1
     assert re.search(r"launch caption --shard all/3 .* --executor local --nodes 1", output)
+
+
+@pytest.mark.parametrize(("server", "launched"), [({}, set()), ({"command": ["serve", "{port}"]}, {"caption"})])
+def test_snakemake_starts_no_launched_job_anew(project, server, launched):
+    """Its own batch script does that, as often as the site allows. None: as often as the profile says."""
+    told = ["", "for rule in workflow.rules:", "    print('retries of', rule.name, rule._restart_times)"]
+    (project / "Snakefile").write_text(f'include: "{ROOT}/Snakefile"\n' + "\n".join(told))
+    (project / "config.yaml").write_text("{}")
+    settings = {**SETTINGS, "caption": {"captioner": "openai", "server": server}}
+    output = snakemake(project, settings, "--dry-run", snakefile=project / "Snakefile").stdout
+    retries = dict(re.findall(r"^retries of (\w+) (\w+)", output, re.M))
+    assert {name for name, count in retries.items() if count != "None"} == {"preflight", "train", *launched}
+    assert {retries[name] for name in ("preflight", "train", *launched)} == {"0"}
 
 
 @pytest.fixture
@@ -100,6 +113,25 @@ def test_a_changed_setting_reruns_its_stage_and_what_depends_on_it(finished):
     jobs = planned(finished, changed(caption={"model": "another"}))
     assert set(jobs).isdisjoint({"ingest", "analyze", "curate", "cut"})
     assert {"caption", "encode", "plan", "train", "report"} <= set(jobs)
+
+
+def test_a_correction_that_was_added_is_taken_up(finished):
+    settings = changed(caption={"corrections": "corrections.csv"})
+    (finished / "corrections.csv").write_text("clip_id,text\nc0,A brick.\n")
+    snakemake(finished, settings, "--touch")
+    assert planned(finished, settings) == {}
+    with (finished / "corrections.csv").open("a") as stream:
+        stream.write("c1,Another brick.\n")
+    jobs = planned(finished, settings)
+    assert set(jobs).isdisjoint({"ingest", "analyze", "curate", "cut"})
+    assert {"caption", "encode", "train", "report"} <= set(jobs)
+
+
+def test_corrections_that_are_not_there_are_named(project):
+    done = snakemake(project, changed(caption={"corrections": "mine/corrections.csv"}), "--dry-run", check=False)
+    assert done.returncode != 0
+    assert "mine/corrections.csv" in done.stdout
+    assert "Traceback" not in done.stdout
 
 
 def test_a_changed_sampling_setting_does_not_train_again(finished):
@@ -149,6 +181,11 @@ def test_weights_that_are_not_here_stop_the_graph_before_its_first_job(project):
     assert done.returncode == 1
     assert "hf download nobody/none" in done.stderr
     assert not (project / "results/ingest").exists()
+    # Settings alone are not weights.
+    (project / "words").mkdir()
+    (project / "words/config.json").write_text("{}")
+    half = {**SETTINGS, "base": {**base, "text_encoder": {"path": "words"}}}
+    assert "words has no tokenizer.json or spiece.model" in snakemake(project, half, check=False).stderr
     # The film of this project is not there: it is ingest that ends this one.
     dataset = snakemake(project, settings, "--until", "caption", check=False)
     assert "nobody/none" not in dataset.stderr

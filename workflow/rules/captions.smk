@@ -18,10 +18,13 @@ rule caption:
     input:
         settings="results/settings/caption.json",
         index=expand("results/cut/index.parquet/{shard}.parquet", shard=SHARDS),
+        corrections=str(CONFIG.caption.corrections or "") or [],
     output:
         expand("results/caption/captions.parquet/{shard}.parquet", shard=CAPTION_SHARDS),
     log:
         "logs/caption/all.log" if SERVED else "logs/caption/{shard}.log",
+    # A launched job is put back into the queue by its own batch script; None is what the profile says.
+    retries: 0 if SERVED else None
     conda:
         "../../environment.yml"
     resources:

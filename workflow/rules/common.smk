@@ -44,8 +44,8 @@ def missing_weights():
 
     try:
         for part in ("transformer", "autoencoder", "text_encoder"):
-            load.locate(part, **getattr(CONFIG.base, part).model_dump())
-    except FileNotFoundError as error:
+            load.locate(part, **getattr(CONFIG.base, part).model_dump(), weights=True)
+    except (FileNotFoundError, ValueError) as error:
         raise WorkflowError(str(error)) from None
 
 

@@ -5,6 +5,8 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 Verdict = Literal["described", "not enough information", "single image", "no movement"]
+VERDICTS: dict[str, tuple[str, ...]] = {"clip": get_args(Verdict), "still": ("described", "not enough information")}
+"""The outcomes that each kind of item may have."""
 
 
 class Answer(BaseModel):
@@ -22,11 +24,11 @@ class Answer(BaseModel):
     confidence: float = Field(ge=0, le=1)
 
 
-def response_format() -> dict[str, Any]:
+def response_format(kind: str) -> dict[str, Any]:
     """The `response_format` of a chat request: a strict JSON schema, in the subset that every server knows."""
     text = {"type": "string"}
     properties: dict[str, Any] = dict.fromkeys(Answer.model_fields, text)
-    properties["outcome"] = {"type": "string", "enum": list(get_args(Verdict))}
+    properties["outcome"] = {"type": "string", "enum": list(VERDICTS[kind])}
     properties["confidence"] = {"type": "number"}
     return {
         "type": "json_schema",

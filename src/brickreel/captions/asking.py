@@ -1,6 +1,7 @@
 """Asking an endpoint for the captions of many items at once, within the budget and at the pace that it bears."""
 
 import asyncio
+import logging
 import os
 import time
 import uuid
@@ -22,11 +23,14 @@ from brickreel.captions.request import Request
 from brickreel.config import Caption as Settings
 from brickreel.progress import Bar
 
+logger = logging.getLogger("brickreel")
+
 # Items whose pictures are read ahead of the slots.
 _AHEAD = 8
 # Seconds between two looks at money or answers that other requests in flight hold.
 _LOOK_AGAIN_S = 0.2
-# Without one answer in this many seconds of 429, or after this many failures per slot, the endpoint is given up.
+# Without one answer in this many seconds of 429, when it asks for a longer pause, or after this many failures per slot,
+# the endpoint is given up.
 _PATIENCE_S, _FAILURES_PER_SLOT = 600.0, 3
 
 
@@ -45,13 +49,15 @@ class Asking:
         """`read` gives an item's pictures as JPEG; it runs in threads."""
         self.settings, self.price, self.ledger, self.api, self.read = settings, price, ledger, api, read
         self.allowed_failures = allowed_failures
-        self.pace = Pace(settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute)
+        self.pace = Pace(settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute, _PATIENCE_S)
         self.captions: dict[tuple[str, str], Caption] = {}
         self.failures = 0
         self.failures_in_a_row = 0
         self.last_answer = time.monotonic()
         self.stop: Exception | None = None
         """Why no further request is to be sent."""
+        self.unsupported: set[str] = set()
+        """Parameters that the model refuses."""
 
     async def run(self, items: Sequence[Request], bar: Bar) -> dict[tuple[str, str], Caption]:
         """Captions by item name, one for every item.
@@ -60,7 +66,7 @@ class Asking:
         """
         self.committer = Committer(self.ledger)
         self.readers = ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))), thread_name_prefix="pictures")
-        queue = iter(items)
+        queue = iter(self._settled(items, bar))
         writing = asyncio.create_task(self.committer.run())
         try:
             count = min(len(items), self.settings.concurrency + _AHEAD)
@@ -72,6 +78,18 @@ class Asking:
             raise self.stop
         return self.captions
 
+    def _settled(self, items: Sequence[Request], bar: Bar) -> list[Request]:
+        """Take the captions that the ledger has already; the items that are left."""
+        left = []
+        for item in items:
+            caption, _ = judge(self.ledger.rows.get(item.key, ()), self.settings)
+            if caption:
+                self._take(item, caption)
+            else:
+                left.append(item)
+        bar.skip(len(items) - len(left))
+        return left
+
     async def _work(self, queue: Any, bar: Bar) -> None:
         for item in queue:
             if self.stop:
@@ -79,20 +97,31 @@ class Asking:
             try:
                 caption = await self._caption(item)
             except (ValueError, OSError) as error:
-                self.stop = self.stop or error
+                self._end(error)
                 return
             if caption is None:
                 return
-            self.captions[item.item.name] = caption
-            if caption.outcome == "failed":
-                self.failures += 1
-                if self.failures > self.allowed_failures:
-                    self.stop = self.stop or ValueError(
-                        f"{self.failures} captions failed, more than caption.max_failed_share allows; the last one: "
-                        f"{caption.reason}; what is finished is kept in the ledger"
-                    )
+            self._take(item, caption)
             spent = self.ledger.spent_usd
             bar.advance(note=f"{spent:.2f} of {self.settings.budget_usd:.2f} USD" if self.price.usd_in else "")
+
+    def _take(self, item: Request, caption: Caption) -> None:
+        self.captions[item.item.name] = caption
+        if caption.outcome != "failed":
+            return
+        self.failures += 1
+        if self.failures > self.allowed_failures:
+            self._end(
+                ValueError(
+                    f"{self.failures} captions failed, more than caption.max_failed_share allows; the last one: "
+                    f"{caption.reason}; what is finished is kept in the ledger"
+                )
+            )
+
+    def _end(self, error: Exception) -> None:
+        """Send nothing more; the first reason counts."""
+        self.stop = self.stop or error
+        self.pace.closed = True
 
     async def _caption(self, request: Request) -> Caption | None:
         """The end of one item; None when asking has stopped before it."""
@@ -116,19 +145,20 @@ class Asking:
             if not isinstance(reply, client.Reply):
                 await asyncio.sleep(0 if reply == "changed" else _LOOK_AGAIN_S)
                 continue
-            if reply.limited or reply.outcome != "failed":
+            if reply.limited or reply.unsupported or reply.outcome != "failed":
                 continue
             failures, reason = failures + 1, reply.reason
             if reply.pointless:
                 return failed(reason, self.ledger.rows.get(request.key, []))
             if failures < self.settings.attempts:
-                await asyncio.sleep(reply.retry_after_s or backoff_s(failures))
+                await asyncio.sleep(backoff_s(failures))
         return None
 
     async def _send(self, request: Request, jpegs: list[bytes], hint: str, known: int) -> "client.Reply | str":
         """Reserve, send, and write down: the reply, or why nothing was sent."""
         tokens_in, tokens_out = requests.expected_tokens(request, self.settings, self.price, self.ledger)
         await self.pace.enter(tokens_in + tokens_out)
+        sent = False
         try:
             if self.stop:
                 return "stopped"
@@ -138,37 +168,49 @@ class Asking:
             decision = await self.committer.reserve(reservation)
             if decision != "granted":
                 return decision
-            body = client.body(self.settings, request.prompt, jpegs, prompts.again(hint) if hint else "")
+            sent = True
+            again = prompts.again(hint) if hint else ""
+            body = client.body(self.settings, request.prompt, jpegs, again, request.item.kind, self.unsupported)
             try:
                 reply, headers, seconds = await client.ask(self.api, body)
             except client.EndpointError as error:
-                self.stop = self.stop or error
+                self._end(error)
                 reply, headers, seconds = client.Reply("failed", str(error)), {}, 0.0
             await self.committer.finish(ledger_row(self.ledger.shard, reservation, reply, self.price, seconds))
             self._learn(reply, headers)
             return reply
         finally:
+            if not sent:
+                self.pace.give_back(tokens_in + tokens_out)
             self.pace.leave()
 
     def _learn(self, reply: client.Reply, headers: Any) -> None:
         if reply.limited:
             self.pace.limited(reply.retry_after_s)
             if time.monotonic() - self.last_answer > _PATIENCE_S:
-                self.stop = self.stop or client.EndpointError(
-                    f"the captioning endpoint has answered nothing but 429 for {_PATIENCE_S / 60:.0f} minutes"
+                self._end(
+                    client.EndpointError(
+                        f"the captioning endpoint has answered nothing but 429 for {_PATIENCE_S / 60:.0f} minutes"
+                    )
                 )
-            return
-        if reply.outcome == "failed" and reply.billed != "reported":
+        elif reply.unsupported:
+            if reply.unsupported not in self.unsupported:
+                logger.info("caption: the model refuses `%s`, which is not sent any more", reply.unsupported)
+            self.unsupported.add(reply.unsupported)
+        elif reply.outcome == "failed":
+            self.pace.pause(reply.retry_after_s or 0.0)
             self.failures_in_a_row += 1
             if self.failures_in_a_row >= max(20, _FAILURES_PER_SLOT * self.settings.concurrency):
-                self.stop = self.stop or client.EndpointError(
-                    f"the captioning endpoint has failed {self.failures_in_a_row} times in a row, at last with: "
-                    f"{reply.reason}"
+                self._end(
+                    client.EndpointError(
+                        f"the captioning endpoint has failed {self.failures_in_a_row} times in a row, at last with: "
+                        f"{reply.reason}"
+                    )
                 )
-            return
-        self.failures_in_a_row = 0
-        self.last_answer = time.monotonic()
-        self.pace.answered(headers)
+        else:
+            self.failures_in_a_row = 0
+            self.last_answer = time.monotonic()
+            self.pace.answered(headers)
 
     async def _in_thread(self, function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.readers, function, *arguments)

@@ -12,14 +12,54 @@ from brickreel.config import Caption
 SENTINELS = ("caption failed", "not enough information", "single image", "no movement", "n/a", "none", "error")
 
 _REFUSAL = re.compile(
-    r"\b(i'?m sorry|i am sorry|i can(?:no|')t (?:help|assist|describe|provide)|i am unable|i'm unable|as an ai\b)", re.I
+    r"\b(i'm sorry|i am sorry|i(?: can(?:no|')t| could(?: no|n')t|'m not able to| am not able to|'m unable| am unable)|"
+    r"as an ai\b|(?:not enough|insufficient) (?:information|detail|context))",
+    re.I,
 )
-# The most frequent words of English text: a caption of some length has several of them.
-_ENGLISH = frozenset(
-    ("a", "an", "the", "is", "are", "in", "on", "of", "and", "to", "with", "at", "by", "from", "its", "while")
+# The pictures that the captioner was given, not one that hangs on a wall of the scene.
+_SHOWN = re.compile(
+    r"\b(?:(?:first|second|third|fourth|fifth|last|final|next|previous|these|both|all|each|every|this) pictures?"
+    r"|(?:in|across|throughout|over|between) the pictures?(?! (?:on|above|behind))"
+    r"|the pictures? (?:shows?|depicts?|captures?|features?|illustrates?))\b(?!\s+frame)",
+    re.I,
+)
+# Dashes and apostrophes that look like those of a keyboard, and characters that do not show at all.
+_PLAIN = str.maketrans(dict.fromkeys("‐‑‒–—―−", "-") | dict.fromkeys("‘’ʼ′", "'") | dict.fromkeys("\u00ad\u200b", ""))
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Frequent words of English captions that other languages do not have, and those that some of them share.
+_ENGLISH = _words(
+    """
+    the and are with by from its it their his her while into onto past across along through toward towards between
+    behind beside near next above below around away back forward slowly quickly then there that this which two
+    three four several small tall short left right red blue green yellow white black brown grey gray pink purple
+    light dark bright figure person people tree house street road wall ground floor background car truck horse dog
+    walks moves turns stands runs drives rolls falls jumps rides holds lifts walking moving standing
+    """
+)
+_SHARED = _words("a an as is in on of to at over under large man")
+# Frequent words of Dutch, German, French, Spanish, Italian, Portuguese, the Nordic languages and Polish.
+_FOREIGN = _words(
+    """
+    de het een en naar wordt zijn staat loopt aan niet achter tussen voor rode groene blauwe der das ein eine
+    einen einem einer und ist sind mit auf dem nach im zum zur vom ins sich steht geht neben hinter vor rote roter
+    grüne le la les un une du des et est sont dans avec sur vers au aux qui il elle rouge vert bleu el los las una
+    y con del por hacia al se su roja rojo verde azul lo gli di che da della nel nella sul sulla verso si rosso
+    rossa cammina uma um com na em ao vermelho vermelha och ett på med är till som det av og er går się jest przed
+    w z
+    """
 )
 _LEAST_ENGLISH_SHARE = 0.08
 _MOST_FOREIGN_LETTERS = 0.15
+# Things, not pictures: the word before one that is banned.
+_THINGS = {
+    "frame": ("window", "door", "picture", "mirror", "bed", "bike", "bicycle", "climbing", "wooden", "metal"),
+    "clip": ("paper", "hair", "binder"),
+}
 # Text that shrinks to less than this share of its length when compressed repeats itself.
 _LEAST_COMPRESSED_SHARE, _COMPRESSED_FROM_WORDS = 0.35, 30
 _MOST_RUN = 4  # the same word, or the same sentence, this often in a row or in all
@@ -32,16 +72,22 @@ def problem(answer: Answer, settings: Caption) -> str:
 
 def text_problem(text: str, settings: Caption) -> str:
     """Why a text cannot be used as a caption; empty when it can."""
-    words = re.findall(r"\w+(?:['’-]\w+)*", text.lower())
+    text = _plain(text)
+    words = re.findall(r"\w+(?:['-]\w+)*", text.lower())
     checks: tuple[Callable[[], str], ...] = (
         lambda: sentinel(text),
         lambda: _refusal(text),
         lambda: _length(words, settings),
         lambda: _language(text, words),
         lambda: _repetition(text, words),
+        lambda: _shown(text),
         lambda: banned(text, settings.banned_words),
     )
     return next((reason for check in checks if (reason := check())), "")
+
+
+def _plain(text: str) -> str:
+    return text.translate(_PLAIN)
 
 
 def sentinel(text: str) -> str:
@@ -65,8 +111,9 @@ def _length(words: list[str], settings: Caption) -> str:
 def _language(text: str, words: list[str]) -> str:
     letters = [c for c in text if c.isalpha()]
     foreign = sum(not c.isascii() for c in letters)
-    common = sum(word in _ENGLISH for word in words)
-    if foreign > _MOST_FOREIGN_LETTERS * len(letters) or common < _LEAST_ENGLISH_SHARE * len(words):
+    english, others = sum(word in _ENGLISH for word in words), sum(word in _FOREIGN for word in words)
+    common = english + (0 if others > english else sum(word in _SHARED for word in words))
+    if foreign > _MOST_FOREIGN_LETTERS * len(letters) or others > english or common < _LEAST_ENGLISH_SHARE * len(words):
         return "not English"
     return ""
 
@@ -80,14 +127,26 @@ def _repetition(text: str, words: list[str]) -> str:
     return "repeats itself" if runs or repeated or compressed else ""
 
 
+def _shown(text: str) -> str:
+    found = _SHOWN.search(text)
+    return f"speaks of the pictures: '{found[0].lower()}'" if found else ""
+
+
 @cache
 def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
     # Spaces in a banned phrase also stand for hyphens and for nothing: "stop motion", "stop-motion", "stopmotion".
-    parts = (re.escape(word).replace(r"\ ", r"[\s-]*").replace("'", "['’]?") for word in words)
-    return re.compile(rf"\b(?:{'|'.join(parts)})(?:s|es|['’]s)?\b", re.I)
+    parts = (re.sub(r"(\\ |\\-)+", r"[\\s-]*", re.escape(_plain(word))).replace("'", "'?") for word in words)
+    # A word may end in a sign, where there is no border of a word: LEGO®.
+    return re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?:s|es|'s)?(?!\w)", re.I)
 
 
 def banned(text: str, words: tuple[str, ...]) -> str:
     """A reason that names the banned words in a text; empty without any."""
-    found = sorted({match.lower() for match in _pattern(words).findall(text)}) if words else []
+    text = _plain(text)
+    found = sorted({m[0].lower() for m in _pattern(words).finditer(text) if not _is_thing(text, m)}) if words else []
     return f"banned words: {', '.join(found)}" if found else ""
+
+
+def _is_thing(text: str, found: re.Match[str]) -> bool:
+    before = re.search(r"(\w+)[\s-]+$", text[: found.start()].lower())
+    return before is not None and before[1] in _THINGS.get(found[0].lower().removesuffix("s"), ())

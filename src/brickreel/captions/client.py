@@ -8,14 +8,14 @@ import base64
 import json
 import math
 import os
+import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 import openai
-from pydantic import ValidationError
 
 from brickreel.captions.answer import Answer, response_format
 from brickreel.config import Caption
@@ -24,10 +24,24 @@ Billed = Literal["reported", "none", "unknown"]
 
 NO_KEY = "none"
 """What is sent as the key where none is needed: the client insists on one."""
-
+OPENAI_URL = "https://api.openai.com/v1"
+CUT = "the answer was cut at max_tokens"
+NO_SCHEMA = "the answer does not follow the schema"
 
 _MOST_TOKENS = 1 << 31
 """More than any request has: a count beyond it is none."""
+_CONNECT_S = 20.0
+"""Longest wait for a connection; shorter than that for an answer, since nothing is paid before there is one."""
+# The request never left. By name: the client has changed its HTTP library before.
+_UNSENT = ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "SSLCertVerificationError")
+# A gateway's words: the model behind it may have answered, and charged.
+_MAYBE_PAID = (408, 502, 504, 520, 524)
+# Parameters that some models refuse, and what they take instead.
+_REPLACED = {"max_tokens": "max_completion_tokens", "temperature": ""}
+# What endpoints say of one request that they will not answer for what is in it, with 400 or 403.
+_MODERATED = re.compile(
+    r"moderat|content[ _-]?(policy|filter|management)|safety system|(input|prompt|image|content) (was|is) flagged", re.I
+)
 
 
 class EndpointError(ValueError):
@@ -50,6 +64,8 @@ class Reply:
     """429: not a failure of the request, but of its hour."""
     pointless: bool = False
     """The same request would fail again."""
+    unsupported: str = ""
+    """The parameter that the model refuses, where the request can be repeated without it."""
 
 
 def api_key(settings: Caption) -> str:
@@ -69,27 +85,40 @@ def connect(settings: Caption, base_url: str | None, key: str) -> openai.AsyncOp
     """A client for an endpoint."""
     # A proxy of the site has no business between a process and the server that it started on its own machine.
     direct = openai.DefaultAsyncHttpxClient(trust_env=False) if settings.server.command else None
-    return openai.AsyncOpenAI(
-        api_key=key, base_url=base_url, timeout=settings.timeout_s, max_retries=0, http_client=direct
-    )
+    timeout = openai.Timeout(settings.timeout_s, connect=min(_CONNECT_S, settings.timeout_s / 2))
+    # Said in full: the client would otherwise take OPENAI_BASE_URL, and the prices of the list would not be its.
+    url = base_url or OPENAI_URL
+    return openai.AsyncOpenAI(api_key=key, base_url=url, timeout=timeout, max_retries=0, http_client=direct)
 
 
-def body(settings: Caption, prompt: str, jpegs: Sequence[bytes], again: str = "") -> dict[str, Any]:
-    """The body of a chat request with pictures."""
+def body(
+    settings: Caption,
+    prompt: str,
+    jpegs: Sequence[bytes],
+    again: str = "",
+    kind: str = "clip",
+    unsupported: Collection[str] = (),
+) -> dict[str, Any]:
+    """The body of a chat request with pictures, without the parameters that the model has refused."""
     content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
     for data in jpegs:
         url = "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
         content.append({"type": "image_url", "image_url": {"url": url, "detail": settings.detail}})
-    messages = [{"role": "user", "content": content}]
     if again:
-        messages.append({"role": "user", "content": [{"type": "text", "text": again}]})
-    return {
+        # In the same message: some servers insist that user and assistant take turns.
+        content.append({"type": "text", "text": again})
+    request = {
         "model": settings.model,
-        "messages": messages,
+        "messages": [{"role": "user", "content": content}],
         "max_tokens": settings.max_tokens,
         "temperature": 0,
-        "response_format": response_format(),
+        "response_format": response_format(kind),
     }
+    for name in unsupported:
+        value = request.pop(name)
+        if _REPLACED[name]:
+            request[_REPLACED[name]] = value
+    return request
 
 
 async def ask(client: openai.AsyncOpenAI, request: dict[str, Any]) -> tuple[Reply, Mapping[str, str], float]:
@@ -101,28 +130,43 @@ async def ask(client: openai.AsyncOpenAI, request: dict[str, Any]) -> tuple[Repl
     headers: Mapping[str, str] = {}
     try:
         # The client's own limit is for each part of an answer: a server that drips would be waited for for ever.
-        async with asyncio.timeout(_seconds(client.timeout)):
+        async with asyncio.timeout(getattr(client.timeout, "read", None)):
             raw = await client.chat.completions.with_raw_response.create(**request)
         headers = raw.headers
         reply = read_bytes(raw.http_response.content)
     except openai.APIStatusError as error:
         headers = error.response.headers
-        reply = read_error(error.status_code, error.code, words(error, client.api_key), headers)
-    except (openai.APITimeoutError, TimeoutError):
-        reply = Reply("failed", "no answer in time", billed="unknown")
-    except openai.APIConnectionError as error:
-        refused = (
-            "refused" in f"{error.__cause__}".lower()
-            or "all connection attempts failed" in f"{error.__cause__}".lower()
-        )
-        reply = Reply(
-            "failed",
-            "the connection was " + ("refused" if refused else "dropped"),
-            billed="none" if refused else "unknown",
-        )
+        reply = read_error(error.status_code, error.code, words(error, client.api_key), headers, error.param)
+        if reply.unsupported and reply.unsupported not in request:
+            reply = replace(reply, unsupported="", pointless=True)
+    except (openai.APIConnectionError, TimeoutError) as error:
+        reply = _unanswered(error, client.api_key)
     except (openai.OpenAIError, ValueError) as error:
         reply = Reply("failed", f"unusable response: {clean(str(error), client.api_key)}", billed="unknown")
     return reply, headers, time.monotonic() - started
+
+
+def _unanswered(error: Exception, key: str) -> Reply:
+    """The reply that a connection without an answer stands for: free where the request never left."""
+    unsent = type(error.__cause__).__name__ in _UNSENT
+    late = isinstance(error, openai.APITimeoutError | TimeoutError)
+    causes = list(_causes(error))
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        reason = "the connection was refused"
+    elif late:
+        reason = "no connection in time" if unsent else "no answer in time"
+    else:
+        said = next((said for cause in reversed(causes) if (said := clean(str(cause), key))), "")
+        reason = ("no connection" if unsent else "the connection was dropped") + (f": {said}" if said else "")
+    return Reply("failed", reason, billed="none" if unsent else "unknown")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What an error came of, the deepest last."""
+    cause = error.__cause__
+    while cause:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def read_bytes(data: bytes) -> Reply:
@@ -146,11 +190,12 @@ def read(value: Any) -> Reply:
     if refusal or finish == "content_filter":
         return Reply("dropped", clean(f"refusal: {refusal or 'content filter'}", ""), **paid)
     if finish == "length":
-        return Reply("dropped", "the answer was cut at max_tokens", **paid)
+        return Reply("dropped", CUT, **paid)
     try:
-        return Reply("ok", answer=Answer.model_validate_json(text), **paid)
-    except (ValidationError, TypeError):
-        return Reply("failed", "the answer does not follow the schema", **paid)
+        # Servers that ignore `response_format` put the object between fences or words.
+        return Reply("ok", answer=Answer.model_validate_json(text[text.find("{") : text.rfind("}") + 1]), **paid)
+    except (ValueError, TypeError, AttributeError):
+        return Reply("failed", NO_SCHEMA, **paid)
 
 
 def _paid(usage: Any) -> dict[str, Any]:
@@ -161,14 +206,31 @@ def _paid(usage: Any) -> dict[str, Any]:
     return {"billed": "unknown"}
 
 
-def read_error(status: int, code: Any, words: str, headers: Mapping[str, str]) -> Reply:
+def read_error(status: int, code: Any, words: str, headers: Mapping[str, str], param: str | None = None) -> Reply:
     """The reply that an error status stands for. Raises EndpointError for those that concern every request."""
-    if status in (401, 403) or (status == 404) or code in ("insufficient_quota", "model_not_found"):
+    if status in (400, 403) and _MODERATED.search(f"{code} {words}"):
+        return Reply("dropped", f"refusal: {words}")
+    if status in (401, 402, 403, 404) or code in ("insufficient_quota", "model_not_found"):
         raise EndpointError(f"the captioning endpoint refuses every request ({status}): {words}")
     if status == 429:
         return Reply("failed", "rate limit", retry_after_s=retry_after(headers), limited=True)
-    pointless = status in (400, 413, 415, 422)
-    return Reply("failed", f"status {status}: {words}", retry_after_s=retry_after(headers), pointless=pointless)
+    unsupported = _unsupported(code, param, words) if status == 400 else ""
+    return Reply(
+        "failed",
+        f"status {status}: {words}",
+        billed="unknown" if status in _MAYBE_PAID else "none",
+        retry_after_s=retry_after(headers),
+        pointless=status in (400, 413, 415, 422) and not unsupported,
+        unsupported=unsupported,
+    )
+
+
+def _unsupported(code: Any, param: str | None, words: str) -> str:
+    """The parameter that a model refuses and that the request can do without; empty for none."""
+    if code in ("unsupported_parameter", "unsupported_value") and param in _REPLACED:
+        return param or ""
+    # Some gateways pass on the sentence alone.
+    return "max_tokens" if _REPLACED["max_tokens"] in words else ""
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -195,11 +257,11 @@ def words(error: openai.APIStatusError, key: str) -> str:
 
 
 def clean(text: str, key: str) -> str:
-    """One short line without the key: some servers quote it back. Characters that no file can hold become `?`."""
+    """One short line without the key, which some servers quote back, and without the password in an address.
+
+    Characters that no file can hold become `?`.
+    """
     if key and key != NO_KEY:
         text = text.replace(key, "[key]")
+    text = re.sub(r"//[^/\s]*@", "//", text)
     return " ".join(text.encode("utf-8", "replace").decode().split())[:200]
-
-
-def _seconds(timeout: Any) -> float | None:
-    return float(timeout) if isinstance(timeout, int | float) else None

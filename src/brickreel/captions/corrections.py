@@ -16,20 +16,31 @@ def read(path: Path | None) -> dict[tuple[str, str], Caption]:
     if path is None:
         return {}
     found: dict[tuple[str, str], Caption] = {}
+    good = 0
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
+            reader = csv.DictReader(stream, strict=True, skipinitialspace=True)
             missing = {"clip_id", "text"} - set(reader.fieldnames or ())
             if missing:
                 raise ValueError(f"{path} needs the columns clip_id and text (and may have kind): no {sorted(missing)}")
+            good = reader.line_num
             for line in reader:
-                name = (line["clip_id"] or "").strip(), (line.get("kind") or "clip").strip()
-                text = " ".join((line["text"] or "").split())
+                if None in line or None in (line["clip_id"], line.get("kind", ""), line["text"]):
+                    what = "more" if None in line else "fewer"
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: has {what} cells than the first line; a text with "
+                        'commas needs quotes: "one, two"'
+                    )
+                name = line["clip_id"].strip(), (line.get("kind") or "clip").strip()
+                text = " ".join(line["text"].split())
                 if not name[0] or name[1] not in ("clip", "still"):
                     raise ValueError(f"{path}, line {reader.line_num}: needs a clip_id, and kind clip or still")
                 found[name] = by_person(text) if text else Caption("dropped", "dropped by a person", source="person")
-    except (UnicodeDecodeError, csv.Error) as error:
+                good = reader.line_num
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a CSV in UTF-8: {error}") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {good + 1}: {error}; a quote that is opened must be closed") from error
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file of corrections {path} (caption.corrections)") from None
     return found

@@ -16,6 +16,7 @@ from brickreel.captions.judge import judge
 from brickreel.captions.ledger import Ledger
 from brickreel.captions.prices import Price
 from brickreel.captions.request import Request
+from brickreel.captions.underway import UnderWay
 from brickreel.config import Caption as Settings
 from brickreel.progress import Bar
 from brickreel.stages import Shard
@@ -39,7 +40,7 @@ async def caption(
     label = f"{shard.name}/{shard.count}"
     price = prices.price(settings)
     wanted = [requests.request(item, settings) for item in items]
-    own = server.running(settings.server, settings.model) if settings.server.command else None
+    own = server.running(settings.server, settings.model, settings.api_key_env) if settings.server.command else None
     with ledger.sole(ledger.FOLDER, label):
         account = Ledger(
             ledger.FOLDER, label, settings.budget_usd, frozenset(r.key for r in wanted), 2 * settings.timeout_s
@@ -47,12 +48,18 @@ async def caption(
         account.open()
         open_requests = [r for r in wanted if judge(account.rows.get(r.key, []), settings)[0] is None]
         estimate(open_requests, wanted, settings, price, account)
-        base_url = own.url if own else settings.base_url
-        async with client.connect(settings, base_url, client.api_key(settings)) as api:
+        base_url, key = (own.url, own.key) if own else (settings.base_url, client.api_key(settings))
+        async with client.connect(settings, base_url, key) as api:
             with Bar(f"caption {shard.name}", len(wanted), "clips") as bar:
-                way = Batching if settings.batch else Asking
                 try:
-                    return await way(settings, price, account, api, allowed_failures).run(wanted, bar)
+                    under_way = UnderWay(price, account, api, settings.attempts)
+                    await under_way.await_earlier(bar)
+                    if under_way.stop:
+                        raise under_way.stop
+                    if settings.batch:
+                        batching = Batching(settings, price, account, api, allowed_failures, under_way)
+                        return await batching.run(wanted, bar)
+                    return await Asking(settings, price, account, api, allowed_failures).run(wanted, bar)
                 finally:
                     if own:
                         own.check()  # a server that has ended explains what failed better than a refused connection
@@ -71,38 +78,65 @@ def estimate(
         account.shard, len(open_requests), settings.model, len(wanted), len(wanted) - len(open_requests), expected,
         most, account.spent_usd + account.outstanding_usd, settings.budget_usd,
     )  # fmt: skip
-    left = settings.budget_usd - account.spent_usd - account.outstanding_usd
-    if expected > left:
-        logger.warning(
-            "caption %s: the budget lasts for about %.0f %% of them: raise caption.budget_usd",
-            account.shard, max(0.0, 100 * left / expected),
-        )  # fmt: skip
     answered = {r.key for r in wanted}.difference(r.key for r in open_requests)
-    files.append_json_line(
-        Path(ledger.FOLDER) / ESTIMATES,
-        {
-            "time_s": time.time(),
-            "shard": account.shard,
-            "model": settings.model,
-            "requests": len(open_requests),
-            "usd": expected,
-            "usd_most": most,
-            "usd_answered": sum(row["usd"] for key in answered for row in account.rows.get(key, [])),
-        },
-    )
-    files.write_json(FORECAST, {"usd": forecast(files.read_json_lines(Path(ledger.FOLDER) / ESTIMATES))})
+    row = {
+        "time_s": time.time(),
+        "shard": account.shard,
+        "model": settings.model,
+        "requests": len(open_requests),
+        "usd": expected,
+        "usd_most": most,
+        "usd_answered": sum(row["usd"] for key in answered for row in account.rows.get(key, [])),
+        "usd_spent": account.spent_usd + account.outstanding_usd,
+    }
+    with account.locked():  # shards that start together must not overwrite the forecast with an older one
+        files.append_json_line(Path(ledger.FOLDER) / ESTIMATES, row)
+        estimates = files.read_json_lines(Path(ledger.FOLDER) / ESTIMATES)
+        files.write_json(FORECAST, {"usd": forecast(estimates)})
+    _compare(row, firsts(estimates), settings.budget_usd)
+
+
+def _compare(row: Mapping[str, Any], known: Sequence[Mapping[str, Any]], budget_usd: float) -> None:
+    """Say what the whole run will cost, and warn where the budget does not suffice for it."""
+    shard, count = row["shard"], int(row["shard"].partition("/")[2])
+    # Clips are spread evenly: shards that have not started yet cost what the others do.
+    whole = sum(r["usd"] for r in known) * count / len(known)
+    left = budget_usd - known[0].get("usd_spent", 0.0)
+    if count > 1:
+        logger.info(
+            "caption %s: all %d shards, as %d of them forecast: about %.2f USD; %.2f of the budget were left before",
+            shard, count, len(known), whole, left,
+        )  # fmt: skip
+    checks = [(row["usd"], budget_usd - row["usd_spent"], "its requests")]
+    if row in known:  # a shard that starts again knows more than the first forecasts did
+        checks.insert(0, (whole, left, f"the {count} shards"))
+    for needed, there, what in checks:
+        if needed > there:
+            logger.warning(
+                "caption %s: the budget lasts for about %.0f %% of %s: raise caption.budget_usd",
+                shard, max(0.0, 100 * there / needed), what,
+            )  # fmt: skip
+            break
+
+
+def firsts(estimates: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Each shard's first estimate for the model last used, the oldest first."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for row in estimates:
+        known = found.get(row["shard"])
+        if known is None or known["model"] != row["model"]:
+            found.pop(row["shard"], None)
+            found[row["shard"]] = row
+    if not estimates:
+        return []
+    # Shards of an earlier run that was divided otherwise had the same clips.
+    model, count = estimates[-1]["model"], estimates[-1]["shard"].partition("/")[2]
+    return [r for r in found.values() if r["model"] == model and r["shard"].partition("/")[2] == count]
 
 
 def forecast(estimates: Sequence[Mapping[str, Any]]) -> float:
     """What all shards were expected to cost in all, from each shard's first estimate for the model last used."""
-    firsts: dict[str, Mapping[str, Any]] = {}
-    for row in estimates:
-        known = firsts.get(row["shard"])
-        if known is None or known["model"] != row["model"]:
-            firsts[row["shard"]] = row
-    # Shards of an earlier run that was divided otherwise had the same clips.
-    count = estimates[-1]["shard"].partition("/")[2] if estimates else ""
-    return float(sum(r["usd"] + r["usd_answered"] for r in firsts.values() if r["shard"].partition("/")[2] == count))
+    return float(sum(r["usd"] + r["usd_answered"] for r in firsts(estimates)))
 
 
 def spent(settings: Settings) -> dict[str, Any]:

@@ -3,33 +3,43 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brickreel.captions import checks
-from brickreel.captions.answer import Answer
+from brickreel.captions import checks, client
+from brickreel.captions.answer import VERDICTS, Answer
 from brickreel.captions.items import Caption
 from brickreel.config import Caption as Settings
 
 MOST_ANSWERS = 3
-"""Unusable answers (banned words, refusals, cut or repetitive texts) after which a clip is dropped."""
+"""Unusable answers (banned words, refusals, cut or repetitive texts) after which a clip is dropped; it has failed when
+the last one did not follow the schema. In all runs together: each was paid for."""
 
 
 def judge(rows: Sequence[Mapping[str, Any]], settings: Settings) -> tuple[Caption | None, str]:
     """The caption that the requests so far amount to; None with the reason to ask again (empty: never answered)."""
-    reason, unusable = "", 0
+    unusable: list[tuple[str, str]] = []
     for row in reversed(rows):
         if row["answer"] is None:
-            if row["outcome"] == "dropped":
-                unusable, reason = unusable + 1, reason or row["reason"]
-            continue
-        answer = Answer.model_validate_json(row["answer"])
-        if answer.outcome != "described":
-            return _ended("dropped", answer.outcome, rows, row), ""
-        problem = checks.problem(answer, settings)
-        if not problem:
-            return _ended("ok", "", rows, row, answer), ""
-        unusable, reason = unusable + 1, reason or problem
-    if unusable >= MOST_ANSWERS:
-        return _ended("dropped", reason, rows, rows[-1]), ""
+            problem = row["reason"] if _unusable(row, settings) else ""
+        else:
+            answer = Answer.model_validate_json(row["answer"])
+            if answer.outcome != "described" and answer.outcome in VERDICTS[row["kind"]]:
+                return _ended("dropped", answer.outcome, rows, row), ""
+            problem = checks.problem(answer, settings)
+            if not problem:
+                return _ended("ok", "", rows, row, answer), ""
+        if problem:
+            unusable.append(("failed" if row["outcome"] == "failed" else "dropped", problem))
+    outcome, reason = unusable[0] if unusable else ("", "")
+    if len(unusable) >= MOST_ANSWERS:
+        return _ended(outcome, reason, rows, rows[-1]), ""
     return None, reason
+
+
+def _unusable(row: Mapping[str, Any], settings: Settings) -> bool:
+    """Whether a row without an answer tells of one that was paid for, or of a refusal."""
+    if row["reason"] == client.CUT:
+        # A larger max_tokens may be enough.
+        return (row.get("max_tokens") or settings.max_tokens) >= settings.max_tokens
+    return row["outcome"] == "dropped" or row["billed"] == "reported" or row["reason"] == client.NO_SCHEMA
 
 
 def failed(reason: str, rows: Sequence[Mapping[str, Any]] = ()) -> Caption:

@@ -43,9 +43,11 @@ class Reservation(NamedTuple):
     known: int
     """Rows of this key that its asker has seen."""
     about: dict[str, Any]
-    """clip_id, kind, content_hash, model, prompt_version: what its ledger row will say."""
+    """The fields `ABOUT`: what its ledger row will say."""
     batch: str = ""
     """The batch that it belongs to; empty for a request of its own."""
+    usd_per_token: tuple[float, float] | None = None
+    """In and out, as they were when it was sent: its answer may come to a process with other settings."""
 
 
 @dataclass
@@ -110,8 +112,8 @@ class Ledger:
     """Ledger rows by key, in order."""
     in_flight: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Reservations without a row, by request."""
-    seen_tokens: dict[tuple[str, str], list[int]] = field(default_factory=dict)
-    """(model, prompt version) -> answers, tokens in, tokens out, most tokens in."""
+    seen_tokens: dict[tuple[str, str, str | None], list[int]] = field(default_factory=dict)
+    """(model, prompt version, pictures) -> answers, tokens in, tokens out, most tokens in."""
     counts: Counter[str] = field(default_factory=Counter)
     _mine: set[str] = field(default_factory=set)
 
@@ -122,7 +124,7 @@ class Ledger:
 
     def open(self) -> None:
         """Read everything, and close the requests that an earlier process of this shard left in flight."""
-        with self._locked():
+        with self.locked():
             self._catch_up()
             left = [r for r in self.in_flight.values() if r["shard"] == self.shard and not r["batch"]]
             self._append([self._lost(reservation) for reservation in left])
@@ -135,38 +137,50 @@ class Ledger:
         granted: send it. changed: another process has answered this key, look again. elsewhere: another shard is asking
         the same now. wait: the budget may suffice when requests in flight have ended. refused: the budget is used up.
         """
-        with self._locked():
+        with self.locked():
             self._catch_up()
             self._append([row for row in finished if row["request"] in self.in_flight])
-            decisions = []
+            decisions = list(self._decisions(asked))
             granted: list[dict[str, Any]] = []
-            alive = [r for r in self.in_flight.values() if self._alive(r)]
-            busy, hoped_usd = {r["key"] for r in alive}, sum(r["usd"] for r in alive)
-            for ask in asked:
-                decision = self._decide(ask, busy, hoped_usd)
-                decisions.append(decision)
+            for ask, decision in zip(asked, decisions, strict=True):
                 if decision == "granted":
                     row = {"time_s": time.time(), "shard": self.shard, **ask._asdict(), **ask.about}
                     del row["about"], row["known"]
                     granted.append(row)
-                    busy.add(ask.key)
                     self._mine.add(ask.request)
                     self._reserve(row)
-                    hoped_usd += ask.usd
             self._reserved.append(granted)
             self._reserved.position = _size(self._reserved.path)
         return decisions
+
+    def outlook(self, asked: Sequence[Reservation]) -> list[Decision]:
+        """What `commit` would decide now; nothing is reserved."""
+        with self.locked():
+            self._catch_up()
+            return list(self._decisions(asked))
 
     def _reserve(self, row: dict[str, Any]) -> None:
         self.in_flight[row["request"]] = row
         self.outstanding_usd += row["usd"]
 
-    def _decide(self, ask: Reservation, busy: set[str], hoped_usd: float) -> Decision:
+    def _decisions(self, asked: Sequence[Reservation]) -> Iterator[Decision]:
+        alive = [r for r in self.in_flight.values() if self._alive(r)]
+        busy, hoped_usd = {r["key"] for r in alive}, sum(r["usd"] for r in alive)
+        counted_usd = self.spent_usd + self.outstanding_usd
+        for ask in asked:
+            decision = self._decide(ask, busy, hoped_usd, counted_usd)
+            if decision == "granted":
+                busy.add(ask.key)
+                hoped_usd += ask.usd
+                counted_usd += ask.usd
+            yield decision
+
+    def _decide(self, ask: Reservation, busy: set[str], hoped_usd: float, counted_usd: float) -> Decision:
         if len(self.rows.get(ask.key, ())) != ask.known:
             return "changed"
         if ask.key in busy:
             return "elsewhere"
-        most = self.spent_usd + self.outstanding_usd + ask.usd
+        most = counted_usd + ask.usd
         if most <= self.budget_usd + _ROUNDING_USD:
             return "granted"
         # Requests in flight may turn out cheaper than they were reserved for; those of dead processes never will.
@@ -206,7 +220,7 @@ class Ledger:
         if self.keys is None or row["key"] in self.keys:
             self.rows[row["key"]].append(row)
         if row["billed"] == "reported":
-            seen = self.seen_tokens.setdefault((row["model"], row["prompt_version"]), [0, 0, 0, 0])
+            seen = self.seen_tokens.setdefault((row["model"], row["prompt_version"], row.get("pictures")), [0, 0, 0, 0])
             seen[0] += 1
             seen[1] += row["tokens_in"]
             seen[2] += row["tokens_out"]
@@ -215,7 +229,7 @@ class Ledger:
     def _lost(self, reservation: dict[str, Any]) -> dict[str, Any]:
         return {
             "time_s": time.time(),
-            **{name: reservation[name] for name in ("request", "shard", "key", *ABOUT)},
+            **{name: reservation.get(name) for name in ("request", "shard", "key", *ABOUT)},
             "tokens_in": None,
             "tokens_out": None,
             "usd": reservation["usd"],
@@ -229,11 +243,14 @@ class Ledger:
     @staticmethod
     def reservation(stored: dict[str, Any]) -> Reservation:
         """A reservation from its line in the file."""
-        about = {name: stored[name] for name in ABOUT}
-        return Reservation(stored["request"], stored["key"], stored["usd"], 0, about, stored["batch"])
+        about = {name: stored[name] for name in ABOUT if name in stored}
+        known = stored.get("usd_per_token")
+        prices = (known[0], known[1]) if known else None
+        return Reservation(stored["request"], stored["key"], stored["usd"], 0, about, stored["batch"], prices)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Hold the account for this process."""
         with (self.folder / "lock").open("w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX)
@@ -245,21 +262,24 @@ class Ledger:
             yield
 
 
-ABOUT = ("clip_id", "kind", "content_hash", "model", "prompt_version")
+ABOUT = ("clip_id", "kind", "content_hash", "model", "prompt_version", "pictures", "max_tokens")
 """What a reservation says of its request besides the money."""
 
 
 def ledger_row(
     shard: str, reservation: Reservation, reply: Reply, price: Price, seconds: float | None
 ) -> dict[str, Any]:
-    """The ledger's row of a request that has ended."""
-    usd = {"reported": price.usd(reply.tokens_in, reply.tokens_out), "none": 0.0, "unknown": reservation.usd}
+    """The ledger's row of a request that has ended, at the prices of its reservation where it has some."""
+    usd_in, usd_out = reservation.usd_per_token or (price.usd_in, price.usd_out)
+    reported_usd = reply.tokens_in * usd_in + reply.tokens_out * usd_out
+    usd = {"reported": reported_usd, "none": 0.0, "unknown": reservation.usd}
     reported = reply.billed == "reported"
     return {
         "time_s": time.time(),
         "request": reservation.request,
         "shard": shard,
         "key": reservation.key,
+        **dict.fromkeys(ABOUT),
         **reservation.about,
         "tokens_in": reply.tokens_in if reported else None,
         "tokens_out": reply.tokens_out if reported else None,

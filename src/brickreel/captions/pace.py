@@ -5,44 +5,72 @@ are obeyed, and limits per minute can be set beside them.
 """
 
 import asyncio
+import logging
 import random
 import re
 import time
 from collections import deque
 from collections.abc import Mapping
 
+logger = logging.getLogger("brickreel")
+
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
+_TOLD_FROM_S = 30.0
+"""A longer pause is told to the log."""
 
 
 class Pace:
     """Grants requests their moment. One event loop, many workers."""
 
-    def __init__(self, most: int, requests_per_minute: int | None = None, tokens_per_minute: int | None = None) -> None:
-        self.most = most
+    def __init__(
+        self,
+        most: int,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        patience_s: float = 600.0,
+    ) -> None:
+        """`patience_s`: the longest pause that is waited for."""
+        self.most, self.patience_s = most, patience_s
         self.limit = float(most)
         self.in_flight = 0
         self.paused_until = 0.0
         self.limited_in_a_row = 0
+        self.closed = False
+        """Nothing is waited for any more: what enters will not send."""
         self._cut_at = 0.0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._requests = _Bucket(requests_per_minute)
         self._tokens = _Bucket(tokens_per_minute)
 
     async def enter(self, tokens: int) -> None:
-        """Wait for a slot, the end of a pause, and room in the limits per minute."""
+        """Wait for a slot, the end of a pause, and room in the limits per minute.
+
+        Raises ValueError when the endpoint asks for a pause that is longer than anybody's patience.
+        """
         while self.in_flight >= max(1, int(self.limit)):
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             await turn
         self.in_flight += 1
         try:
-            while (wait := self._wait_s(tokens)) > 0:
-                await asyncio.sleep(wait)
+            while not self.closed and (wait := self._wait_s(tokens)) > 0:
+                pause_s = self.paused_until - time.monotonic()
+                if pause_s > self.patience_s:
+                    raise ValueError(
+                        f"the captioning endpoint asks to wait for {pause_s / 60:.0f} minutes: start again then; what "
+                        "is finished is kept in the ledger"
+                    )
+                await asyncio.sleep(min(wait, 1.0))
         except BaseException:
             self.leave()
             raise
         self._requests.take(1)
         self._tokens.take(tokens)
+
+    def give_back(self, tokens: int) -> None:
+        """Undo what `enter` took from the limits per minute, for a request that was not sent."""
+        self._requests.take(-1)
+        self._tokens.take(-tokens)
 
     def leave(self) -> None:
         """Give a slot back."""
@@ -61,20 +89,27 @@ class Pace:
         for kind in ("requests", "tokens"):
             remaining = headers.get(f"x-ratelimit-remaining-{kind}", "")
             if remaining.strip() == "0":
-                self._pause(duration_s(headers.get(f"x-ratelimit-reset-{kind}", "")))
+                self.pause(duration_s(headers.get(f"x-ratelimit-reset-{kind}", "")))
 
     def limited(self, retry_after_s: float | None) -> None:
-        """Learn from a 429: halve the slots, once per volley, and wait as long as the server says."""
+        """Learn from a 429: halve the slots, once per volley, and wait as long as the server says, or longer.
+
+        A server that says 0, or a date in the past, is not asked without a pause.
+        """
         now = time.monotonic()
         self.limited_in_a_row += 1
         if now >= self._cut_at:
             self.limit = max(1.0, self.limit / 2)
             self._cut_at = now + 1.0
         backoff = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(self.limited_in_a_row // max(1, self.in_flight), 10))
-        self._pause(retry_after_s if retry_after_s is not None else backoff)
+        self.pause(max(retry_after_s or 0.0, backoff))
 
-    def _pause(self, seconds: float) -> None:
-        self.paused_until = max(self.paused_until, time.monotonic() + seconds)
+    def pause(self, seconds: float) -> None:
+        """Let nobody in for so long."""
+        now = time.monotonic()
+        if seconds > _TOLD_FROM_S and now >= self.paused_until:
+            logger.info("the captioning endpoint is given a pause of %.0f s", seconds)
+        self.paused_until = max(self.paused_until, now + seconds)
 
     def _wait_s(self, tokens: int) -> float:
         pause = self.paused_until - time.monotonic()

@@ -119,7 +119,10 @@ def _scaled(frame: av.VideoFrame, side: int, scaler: VideoReformatter) -> Pictur
 
 def read_still(path: str | os.PathLike[str], side: int) -> Picture:
     """A still as RGB, longest side at most `side`. Raises ValueError when it is not a picture."""
-    found = cv2.imdecode(np.frombuffer(Path(path).read_bytes() or b"\0", np.uint8), cv2.IMREAD_COLOR)
+    try:
+        found = cv2.imdecode(np.frombuffer(Path(path).read_bytes() or b"\0", np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:  # such as one of more than 2^30 pixels
+        raise ValueError(f"{path} is not a readable picture: {error.err}") from error
     if found is None:
         raise ValueError(f"{path} is not a readable picture")
     return shrink(np.asarray(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), np.uint8), side)

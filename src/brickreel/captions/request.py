@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from brickreel.captions import pictures, prompts
 from brickreel.captions.items import Item
@@ -19,9 +20,18 @@ class Request:
     prompt: str
     version: str
     key: str
-    pictures: int
+    frames: tuple[int, ...]
+    """The clip's frames that are shown; none of a still, or of a clip without frames."""
+    sent: str
+    """Number, side and detail of the pictures: what the tokens depend on."""
+    max_tokens: int
 
-    def about(self, model: str) -> dict[str, str]:
+    @property
+    def pictures(self) -> int:
+        """How many pictures are shown."""
+        return len(self.frames) or 1
+
+    def about(self, model: str) -> dict[str, Any]:
         """What the ledger says of it."""
         return {
             "clip_id": self.item.clip_id,
@@ -29,20 +39,28 @@ class Request:
             "content_hash": self.item.content_hash,
             "model": model,
             "prompt_version": self.version,
+            "pictures": self.sent,
+            "max_tokens": self.max_tokens,
         }
 
 
 def request(item: Item, settings: Settings) -> Request:
     """The request of an item. The list of banned words is not in the key: stored answers are judged by it anew."""
-    count = settings.frames if item.kind == "clip" else 1
-    version = prompts.VERSIONS[item.kind]
+    is_clip, version = item.kind == "clip", prompts.VERSIONS[item.kind]
+    frames: tuple[int, ...] = ()
+    if is_clip and item.frames > 0:
+        # Of a clip with few poses some would be shown twice.
+        chosen = pictures.pose_frames(settings.frames, item.frames, item.holds, item.in_poses)
+        frames = tuple(dict.fromkeys(chosen))
+    count = len(frames) or 1
     unique = [
-        *(item.content_hash, settings.model, version, settings.material, count, item.pose_rate),
+        *(item.content_hash, settings.model, version, settings.material, count, item.pose_rate if is_clip else None),
         *(settings.image_side, settings.jpeg_quality, settings.detail),
     ]
     key = hashlib.sha256(json.dumps(unique).encode()).hexdigest()[:32]
     prompt = prompts.render(item.kind, settings.material, count, item.pose_rate, settings.banned_words)
-    return Request(item, prompt, version, key, count)
+    sent = f"{count} x {settings.image_side} {settings.detail}"
+    return Request(item, prompt, version, key, frames, sent, settings.max_tokens)
 
 
 def jpegs(request: Request, settings: Settings) -> list[bytes]:
@@ -50,15 +68,16 @@ def jpegs(request: Request, settings: Settings) -> list[bytes]:
     item = request.item
     if item.kind == "still":
         found = [pictures.read_still(item.path, settings.image_side)]
+    elif request.frames:
+        found = [picture for _, picture in pictures.take(item.path, request.frames, settings.image_side)]
     else:
-        chosen = pictures.pose_frames(request.pictures, item.frames, item.holds, item.in_poses)
-        found = [picture for _, picture in pictures.take(item.path, chosen, settings.image_side)]
+        raise ValueError("the clip has no frames")
     return [pictures.jpeg(picture, settings.jpeg_quality) for picture in found]
 
 
 def most_usd(request: Request, settings: Settings, price: Price, ledger: Ledger) -> float:
     """The most that a request can cost: what is reserved for it."""
-    seen = ledger.seen_tokens.get((settings.model, request.version), [0, 0, 0, 0])
+    seen = ledger.seen_tokens.get((settings.model, request.version, request.sent), [0, 0, 0, 0])
     # A second round adds one sentence to the prompt.
     tokens_in = max(price.most_in(len(request.prompt) + 400, request.pictures), round(1.2 * seen[3]))
     return price.usd(tokens_in, settings.max_tokens)
@@ -66,7 +85,9 @@ def most_usd(request: Request, settings: Settings, price: Price, ledger: Ledger)
 
 def expected_tokens(request: Request, settings: Settings, price: Price, ledger: Ledger) -> tuple[int, int]:
     """Likely tokens in and out: the mean of the answers so far, or the list's rule."""
-    answers, tokens_in, tokens_out, _ = ledger.seen_tokens.get((settings.model, request.version), [0, 0, 0, 0])
+    answers, tokens_in, tokens_out, _ = ledger.seen_tokens.get(
+        (settings.model, request.version, request.sent), [0, 0, 0, 0]
+    )
     if answers:
         return round(tokens_in / answers), round(tokens_out / answers)
     return price.expected(len(request.prompt), request.pictures)

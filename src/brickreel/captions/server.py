@@ -3,12 +3,16 @@
 One process has one replica, which it keeps over all its shards. Launched with `--shard all/COUNT` on many ranks, every
 rank of the job starts a replica on its share of the node's GPUs and describes its share of the shards; the servers live
 as long as the job.
+
+The server gets a key of its own, and none that is for others: what runs on the node besides cannot ask it.
 """
 
 import atexit
 import ctypes
+import http.client
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -26,6 +30,8 @@ _LOOK_AGAIN_S = 0.5
 _GRACE_S = 30.0  # between SIGTERM and SIGKILL
 _LAST_WORDS = 5  # lines of a server's output that an error repeats
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+KEY_VARIABLE = "VLLM_API_KEY"
+"""Where vLLM looks for the key that it demands; other programs may be told by a wrapper."""
 
 _running: dict[tuple[str, ...], "Server"] = {}
 
@@ -33,12 +39,13 @@ _running: dict[tuple[str, ...], "Server"] = {}
 class Server:
     """The running program."""
 
-    def __init__(self, settings: CaptionServer, model: str) -> None:
-        """Start it on a free port; `health` says when it can be asked."""
+    def __init__(self, settings: CaptionServer, model: str, hidden: str = "") -> None:
+        """Start it on a free port; `health` says when it can be asked. It does not see the variable `hidden`."""
         me = ranks.discover()
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        self.settings = settings
+        self.port = _free_port()
+        self.settings, self.key = settings, secrets.token_hex(16)
+        environment = _environment(os.environ, me)
+        environment.pop(hidden, None)
         self.log = FOLDER / f"server-{me.node}-{me.local_rank}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         words = [word.replace("{port}", str(self.port)).replace("{model}", model) for word in settings.command]
@@ -46,7 +53,7 @@ class Server:
             with self.log.open("wb") as output:
                 self.process = subprocess.Popen(
                     words,
-                    env=_environment(os.environ, me),
+                    env=environment | {KEY_VARIABLE: self.key},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -75,6 +82,9 @@ class Server:
                     f"(caption.server.start_s); {self._last_words()}"
                 )
             time.sleep(_LOOK_AGAIN_S)
+        self.check()
+        if self._answer("/v1/models") in (401, 403):
+            raise ValueError(f"port {self.port} is another server's, which refuses this one's key: start again")
         logger.info("caption: the server is healthy after %.0f s", time.monotonic() - started)
 
     def check(self) -> None:
@@ -94,25 +104,33 @@ class Server:
         atexit.unregister(self.end)
 
     def _healthy(self) -> bool:
+        return self._answer(self.settings.health) == 200
+
+    def _answer(self, path: str) -> int | None:
+        """Status of the answer; None when there is none."""
         # A proxy of the site has no business between a process and its own machine.
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        headers = {"Authorization": f"Bearer {self.key}"}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=headers)
         try:
-            with direct.open(f"http://127.0.0.1:{self.port}{self.settings.health}", timeout=5) as answer:
-                return int(answer.status) == 200
-        except (urllib.error.URLError, OSError):
-            return False
+            with direct.open(request, timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except (OSError, http.client.HTTPException):
+            return None
 
     def _last_words(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return f"{self.log} ends with: {' | '.join(lines[-_LAST_WORDS:]) or 'nothing'}"
 
 
-def running(settings: CaptionServer, model: str) -> Server:
+def running(settings: CaptionServer, model: str, hidden: str = "") -> Server:
     """This process's server, started at the first call and healthy when this returns."""
     key = (*settings.command, model)
     server = _running.get(key)
     if server is None or server.process.poll() is not None:
-        server = _running[key] = Server(settings, model)
+        server = _running[key] = Server(settings, model, hidden)
         try:
             server.wait()
         except BaseException:
@@ -120,6 +138,11 @@ def running(settings: CaptionServer, model: str) -> Server:
             server.end()
             raise
     return server
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _environment(environment: "os._Environ[str]", me: ranks.Ranks) -> dict[str, str]:

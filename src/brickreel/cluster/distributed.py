@@ -8,8 +8,11 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from brickreel.cluster import flight, network
+from brickreel.cluster import exits, flight, network
 from brickreel.cluster.ranks import Ranks, discover
 
 # Below Linux's ephemeral range (from 32768), so that no outgoing connection of the node holds the port by chance.
@@ -17,12 +20,13 @@ FIRST_PORT, LAST_PORT = 20000, 32000
 START_TIMEOUT_S = 300.0
 
 
-def start(timeout_s: float = START_TIMEOUT_S, patience_s: float | None = None) -> Ranks:
+def start(timeout_s: float = START_TIMEOUT_S, patience_s: float | None = None, evidence: Path | None = None) -> Ranks:
     """Join the process group of this job and return this process's place in it.
 
     nccl for CUDA tensors where there is a GPU (the device is chosen by local rank), gloo for the rest. A collective
     that nobody answers within `timeout_s` seconds ends the process; where `patience_s` is given, it takes the place of
-    `timeout_s` once all have met. Raises ValueError when the environment's ranks are contradictory, ConnectionError
+    `timeout_s` once all have met, in groups that are made later too. `evidence` is the folder for what nccl knows when
+    it ends the process. Raises ValueError when the environment's ranks are contradictory, ConnectionError
     when the ranks do not find each other.
     """
     ranks = discover()
@@ -35,7 +39,7 @@ def start(timeout_s: float = START_TIMEOUT_S, patience_s: float | None = None) -
     if dist.is_initialized():
         return ranks
     export(ranks)
-    flight.listen(ranks.rank)
+    flight.listen(ranks.rank, evidence)
     network.refuse_dead_end(os.environ["MASTER_ADDR"])
     cuda = torch.cuda.is_available()
     if cuda:
@@ -45,7 +49,10 @@ def start(timeout_s: float = START_TIMEOUT_S, patience_s: float | None = None) -
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s))
         dist.barrier()
         if patience_s is not None:
-            distributed_c10d._set_pg_timeout(timedelta(seconds=patience_s))
+            patience = timedelta(seconds=patience_s)
+            distributed_c10d._set_pg_timeout(patience)
+            # What new groups take: those of backends and checkpoints name none.
+            distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = patience
     except (dist.DistError, RuntimeError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -88,8 +95,20 @@ def stop() -> None:
     """Leave the process group, if there is one."""
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_available() and dist.is_initialized() and not exits.STUCK.is_set():
+        words.cache_clear()
         dist.destroy_process_group()
+
+
+@cache
+def words() -> Any:
+    """The group in which ranks tell each other things: the collectives of a model, in another one, may be stuck.
+
+    All ranks call this together for the first time.
+    """
+    import torch.distributed as dist
+
+    return dist.new_group(backend="gloo")
 
 
 def export(ranks: Ranks) -> None:

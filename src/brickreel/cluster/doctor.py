@@ -181,7 +181,7 @@ def propose(facts: Facts) -> dict[str, dict[str, Any]]:
     if plain:
         found["default-resources"] = {"slurm_partition": plain.name, "runtime": min(60, plain.max_minutes)}
         for stage in ("analyze", "cut", "caption"):
-            found[stage] = {"runtime": min(240, plain.max_minutes)}
+            found[stage] = {"runtime": min(1440 if stage == "caption" else 240, plain.max_minutes)}
         for stage in ("analyze", "cut", "caption", "export"):
             found.setdefault(stage, {})["mem_mb"] = min(MEMORY_MB[stage], plain.memory_mb)
     if facts.account_needed and facts.accounts:

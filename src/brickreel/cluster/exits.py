@@ -7,7 +7,10 @@ for a reason that will be the same next time therefore leaves its sentence in th
 
 import errno
 import os
+import sys
+import threading
 from pathlib import Path
+from typing import NoReturn
 
 from brickreel import files
 
@@ -31,9 +34,23 @@ PASSING = {
 }
 """What file systems and networks say while they, or a node's way to them, are in trouble: the next attempt may do."""
 
+RESULTS = Path("results")
+
+STUCK = threading.Event()
+"""Set where a thread of this process waits for ever in a collective: what would wait for that thread is left out."""
+
 
 class Interrupted(Exception):  # noqa: N818  it is news, not an error
     """The stage stopped because it was asked to, with everything saved: start it again to continue."""
+
+
+def leave(status: int) -> NoReturn:
+    """End this process."""
+    if STUCK.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def verdict_path() -> Path | None:
@@ -48,6 +65,42 @@ def record(command: str, error: Exception) -> None:
     Lost connections are not of that kind, nor is trouble of a file system that passes or stays behind on a bad node.
     """
     path = verdict_path()
-    passing = isinstance(error, ConnectionError) or (isinstance(error, OSError) and error.errno in PASSING)
-    if path and not passing:
+    if path and not passes(error):
         files.write_text(path, f"brickreel {command}: {error}\n")
+
+
+def passes(error: BaseException | None) -> bool:
+    """Whether an error is of a network or a file system in trouble, or not mounted here: the next attempt may do."""
+    if isinstance(error, FileNotFoundError):
+        # Sentences of our own name no file; where all results are away they say that a stage has not run.
+        return unmounted(error.filename if isinstance(error.filename, str) else RESULTS / "any")
+    return isinstance(error, ConnectionError) or (isinstance(error, OSError) and error.errno in PASSING)
+
+
+def unmounted(path: str | Path) -> bool:
+    """Whether more than this file is missing: what is left of its folders is empty, or a link that leads nowhere.
+
+    That is how a file system looks where it is not mounted; a file that was deleted or is misspelt has neighbours.
+    """
+    for folder in Path(os.path.abspath(path)).parents:
+        if os.path.lexists(folder):
+            try:
+                return not os.listdir(folder)
+            except OSError as error:
+                return isinstance(error, FileNotFoundError) or error.errno in PASSING
+    return False
+
+
+def unopened(path: str) -> str:
+    """Why a file cannot be opened, empty when it can. Raises OSError where that passes."""
+    try:
+        with Path(path).open("rb") as stream:
+            stream.read(1)
+    except OSError as error:
+        if passes(error) and isinstance(error, FileNotFoundError):
+            words = f"{error.strerror}, nor anything beside it: is a file system not mounted here?"
+            raise FileNotFoundError(error.errno, words, path) from None
+        if passes(error):
+            raise
+        return f"cannot be opened: {error.strerror}"
+    return ""

@@ -5,6 +5,7 @@ there, and the rank writes its last collectives to it (JSON, as torch's own anal
 since the main one is inside a collective; a rank that does not answer is itself a finding.
 """
 
+import faulthandler
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from brickreel import files
 logger = logging.getLogger("brickreel")
 
 BUFFER = "TORCH_FR_BUFFER_SIZE"
+PREFIX = "TORCH_FR_DUMP_TEMP_FILE"
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
 ENTRIES = "2000"
 """Collectives that are remembered; nccl.env asks for more where there are GPUs."""
@@ -32,9 +34,18 @@ def _address(pid: int) -> str:
     return f"\0brickreel-flight-{pid}"
 
 
-def listen(rank: int) -> None:
-    """Answer requests until the process ends. Call before the process group is made, so that torch records."""
+def listen(rank: int, folder: Path | None = None) -> None:
+    """Answer requests until the process ends. Call before the process group is made, so that torch records.
+
+    What NCCL ends by itself, without a request, leaves its record in `folder` (torch's own place for it is the same for
+    all jobs of a user), and the stacks of this process among what it prints.
+    """
     os.environ.setdefault(BUFFER, ENTRIES)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        attempt = f"{os.environ.get('SLURM_JOB_ID', 'local')}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+        os.environ.setdefault(PREFIX, f"{folder.resolve()}/nccl-{attempt}-rank-")
+    faulthandler.enable(2)
     ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         ear.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)

@@ -16,6 +16,16 @@ STARTUP_S = 900.0
 """An attempt without its first step: reading the model, the data and a checkpoint may take longer than a step."""
 FINAL_S = 6 * 3600.0
 """After the last step: as long as the ranks of `train` wait for the final weights, which are written without a step."""
+KEEP_S = 600.0
+"""For a look at the queue and for keeping what the ranks do."""
+
+
+def outlasting_s(limit_s: float) -> float:
+    """How long ranks wait for each other in a collective: until a guard with this limit has kept what they do.
+
+    What NCCL ends earlier leaves nothing to look at. Without a guard (`sbatch`, `torchrun`) it is all that ends a hang.
+    """
+    return max(limit_s, STARTUP_S) + KEEP_S
 
 
 class Guard:

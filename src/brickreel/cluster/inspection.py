@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from brickreel import files
-from brickreel.cluster import fabric, network, sweep
+from brickreel.cluster import distributed, fabric, network, sweep
 from brickreel.cluster.checks import (
     Check,
     clock,
@@ -222,5 +222,5 @@ def from_first(value: Any, ranks: Ranks) -> Any:
     import torch.distributed as dist
 
     box = [value]
-    dist.broadcast_object_list(box)
+    dist.broadcast_object_list(box, group=distributed.words())
     return box[0]

@@ -110,7 +110,7 @@ def gather(mine: Any, ranks: Ranks) -> list[Any]:
     import torch.distributed as dist
 
     everyone: list[Any] = [None] * ranks.world_size
-    dist.all_gather_object(everyone, mine)
+    dist.all_gather_object(everyone, mine, group=distributed.words())
     return everyone
 
 

@@ -171,7 +171,8 @@ def _explain(error: ValidationError) -> str:
             sentences.append(f"configuration: unknown key `{where}`{_neighbours(problem['loc'])}")
         else:
             # A key that stands where its variable's name belongs must not end up in a log.
-            found = "" if "key" in where.rpartition(".")[2] else f" (found {problem['input']!r:.60})"
+            hidden = problem["type"] == "secret" or "key" in where.rpartition(".")[2]
+            found = "" if hidden else f" (found {problem['input']!r:.60})"
             sentences.append(f"configuration: `{where}`: {problem['msg']}{found}")
     return "; ".join(sentences)
 

@@ -3,18 +3,53 @@
 import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from brickreel.config.section import Fraction, Positive, Section
+
+_KEY_OPTION = re.compile(r"--?api[-_]?key(=|$)", re.IGNORECASE)
+_KEY = re.compile(r"(^|\W)(sk-[\w-]{16,}|hf_[A-Za-z0-9]{30,})")
+"""Keys of OpenAI and of Hugging Face."""
+
+
+def _secret(sentence: str) -> PydanticCustomError:
+    """An error whose value must not be repeated: settings and logs are kept, and may be shown."""
+    return PydanticCustomError("secret", sentence)  # type: ignore[arg-type]
+
+
+def _variable(name: str) -> str:
+    """A variable's name, upper case as everybody has them: a key that was put in its place is not, or has a long word
+    with digits, and is refused before it can be written into any settings file."""
+    if name and (not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) or re.search(r"(?=[A-Z]*[0-9])[A-Z0-9]{16,}", name)):
+        raise _secret("must be the name of an environment variable such as OPENAI_API_KEY, never the key itself")
+    return name
+
+
+def _address(url: str | None) -> str | None:
+    parts = urlsplit(url or "")
+    if "@" in parts.netloc or parts.query or _KEY.search(url or ""):
+        raise _secret("must hold no user, password or key: the key belongs into the variable that api_key_env names")
+    return url
+
+
+def _keyless(command: tuple[str, ...]) -> tuple[str, ...]:
+    if any(_KEY_OPTION.match(word) or _KEY.search(word) for word in command):
+        raise _secret(
+            "must hold no key: the server finds one of its own in VLLM_API_KEY, and others in the environment"
+        )
+    return command
 
 
 class CaptionServer(Section):
     """A captioning server that the workflow starts itself, such as vLLM on a GPU node."""
 
-    command: tuple[str, ...] = ()
+    command: Annotated[tuple[str, ...], AfterValidator(_keyless)] = ()
     """Program and arguments that start one replica; nothing is started when empty. `{port}` stands for the port that it
-    must listen on, `{model}` for `caption.model`: [vllm, serve, "{model}", --port, "{port}"]."""
+    must listen on, `{model}` for `caption.model`: [vllm, serve, "{model}", --host, 127.0.0.1, --port, "{port}"]. It is
+    asked from its own node alone, and with the key that it finds in VLLM_API_KEY."""
     health: str = "/health"
     """Path that answers 200 as soon as the server can be asked."""
     start_s: Annotated[float, Field(gt=0)] = 1800
@@ -27,14 +62,6 @@ class CaptionServer(Section):
         return self
 
 
-def _variable(name: str) -> str:
-    """A variable's name, upper case as everybody has them: a key that was put in its place is not, and is refused
-    before it can be written into any settings file."""
-    if name and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
-        raise ValueError("must be the name of an environment variable such as OPENAI_API_KEY, never the key itself")
-    return name
-
-
 class Caption(Section):
     """Who describes the clips."""
 
@@ -42,7 +69,7 @@ class Caption(Section):
     """`embedded` measures and describes without network; `openai` asks any OpenAI-compatible endpoint."""
     model: str = "gpt-4o"
     """Model name at the endpoint."""
-    base_url: str | None = None
+    base_url: Annotated[str | None, AfterValidator(_address)] = None
     """The endpoint; OpenAI's own when absent."""
     api_key_env: Annotated[str, AfterValidator(_variable)] = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key. The key itself is never written anywhere."""
@@ -79,7 +106,8 @@ class Caption(Section):
     max_failed_share: Fraction = 0.02
     """The stage fails when more than this share of its clips fails."""
     banned_words: tuple[str, ...] = (
-        "video", "image", "frame", "footage", "screenshot", "stop motion", "animation", "blocky",
+        "video", "image", "frame", "footage", "screenshot", "photo", "photograph", "film", "movie", "clip",
+        "stop motion", "claymation", "animation", "blocky",
         "lego", "duplo", "minifig", "minifigure", "playmobil", "mega bloks", "k'nex",
     )  # fmt: skip
     """Words that no caption may contain, with their plurals; asked for again without them, then dropped."""

@@ -14,7 +14,7 @@ class Sample(Section):
     prompts: tuple[str, ...] | Path = ()
     """Prompts, or a text file with one per line."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    """Videos per prompt. The noise depends on seed and prompt alone, not on batch, ranks or order."""
+    """Videos per prompt. The noise depends on seed and prompt alone, not on ranks or order."""
     weights: tuple[Literal["raw", "ema"], ...] = ("ema",)
     """Which weights of every checkpoint are sampled; the first are those of the before/after grid."""
     checkpoints: Literal["all", "final"] = "all"
@@ -29,8 +29,9 @@ class Sample(Section):
     """`iddpm` is the origin's ancestral sampler; `dpm-solver++` needs about a quarter of its steps."""
     guidance: float = 7.0
     """Classifier-free guidance scale: 1 is none, more follows the prompt more closely and varies less."""
-    guidance_channels: Positive = 3
-    """Channels that guidance acts on; the origin leaves the fourth alone."""
+    guidance_channels: Positive | None = None
+    """Latent channels that guidance acts on. When absent the objective's own: 3 for `iddpm`, as the origin left the
+    fourth alone, and all for `rectified-flow`."""
     resolution: tuple[Positive, Positive] = (360, 640)
     """Height, width in pixels."""
     frames: Positive = 32
@@ -39,8 +40,6 @@ class Sample(Section):
     """What the model's fps input is told, and the rate of the written video in poses per second."""
     hold: Positive = 1
     """Video frames per pose when the video is written: 2 plays on twos."""
-    batch_size: Positive = 4
-    """Videos generated together: memory against speed. Longer ones than `frames` in proportion fewer."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where there is one."""
 

@@ -150,11 +150,13 @@ class Run(Section):
     text_dropout: Fraction = 0.1
     """Share of showings without their text: what guidance needs."""
     objective: Literal["iddpm", "rectified-flow"] = "iddpm"
-    """`iddpm` is what the origin was trained with; `rectified-flow` makes another model of it, and needs longer."""
+    """`iddpm` is what the origin was trained with; `rectified-flow` makes another model of it, and needs longer: as in
+    Open-Sora 1.2 timesteps are logit-normal, shifted towards noise for large videos."""
     p2: P2 | None = None
     """Weights that let layout and colours count beside details; all timesteps alike when absent, as in the origin."""
-    grad_checkpoint: bool = True
-    """Recompute activations in the backward pass: a third more compute for a fraction of the memory."""
+    grad_checkpoint: Fraction = 1.0
+    """Share of the blocks whose activations are recomputed in the backward pass, `true` for all and `false` for none.
+    All cost a third more compute for a fraction of the memory, half of them half as much for half of what is saved."""
     compile_kernels: bool = False
     """On a GPU, compile the elementwise parts of each block to one kernel each: minutes when a run first meets its
     shapes, and a C compiler on the nodes. A first form of it equalled the plain parts on an H100; as it is now it has
@@ -200,8 +202,9 @@ class Plan(Section):
     """The forecast. What the machine is and costs stands in `slurm/site.env`, as BRICKREEL_* variables."""
 
     mfu: Annotated[float, Field(gt=0, le=1)] = 0.13
-    """Assumed share of the GPU's peak FLOPs that the model gets, where nothing was measured: XL/2's on one H100 with
-    checkpoints at all blocks (`bench/gpu.py`), when its residual stream was still fp32."""
+    """Assumed share of the GPU's peak FLOPs that a model gets which recomputes all blocks, where nothing was measured:
+    XL/2's on one H100 (`bench/gpu.py`), when its residual stream was still fp32. A run that recomputes none
+    (`grad_checkpoint`) is forecast to take three quarters of the time."""
     mfu_low: Annotated[float, Field(gt=0, le=1)] = 0.11
     """Pessimistic end of the interval: what the origin's runs reached on H100."""
     mfu_high: Annotated[float, Field(gt=0, le=1)] = 0.40

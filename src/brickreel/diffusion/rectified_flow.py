@@ -19,16 +19,6 @@ TIMESTEPS = 1000
 class RectifiedFlow:
     """The path and the training loss, with the interface of IDDPM."""
 
-    def draw_timesteps(
-        self, count: int, generator: torch.Generator | None = None, logit_normal: bool = True, shift: float = 1.0
-    ) -> Tensor:
-        """Continuous timesteps [count] in (0, 1000): logit-normal(0, 1) or uniform, moved by `shift`."""
-        if logit_normal:
-            share = torch.randn(count, generator=generator).sigmoid()
-        else:
-            share = torch.rand(count, generator=generator)
-        return shifted(share, shift) * TIMESTEPS
-
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t at timesteps t [B], 0 (data) to 1000 (noise)."""
         share = (t.float() / TIMESTEPS).view(-1, *[1] * (x0.dim() - 1))
@@ -56,15 +46,27 @@ class RectifiedFlow:
         return {"loss": mse, "mse": mse, "vb": torch.zeros_like(mse)}
 
 
+def logit_normal(normal: float, ratio: float = 1.0) -> float:
+    """The continuous timestep of a standard normal number, shifted by `ratio`: what training draws.
+
+    As in Open-Sora 1.2: middle timesteps more often than the ends (Esser et al. 2024, section 3.1).
+    """
+    return TIMESTEPS / (1 + math.exp(-normal) / ratio)
+
+
 def shifted(share: Tensor, ratio: float) -> Tensor:
     """r s / (1 + (r - 1) s): moves timesteps towards noise for r > 1 (Esser et al. 2024, eq. 23)."""
     return ratio * share / (1 + (ratio - 1) * share)
 
 
 def resolution_shift(height: float, width: float, frames: int, scale: float = 1.0) -> float:
-    """The ratio that Open-Sora 1.2 shifts by: by the area in units of 512 x 512 pixels and by the latent frames."""
+    """The ratio that Open-Sora 1.2 shifts by: by the area in units of 512 x 512 pixels and by the latent frames.
+
+    Never towards data, which its formula does below that area: of a video of 64 x 64 pixels, training would hardly see
+    the noise that sampling begins with.
+    """
     latent_frames = 1 if frames == 1 else frames // 17 * 5
-    return math.sqrt(height * width / 512**2) * math.sqrt(max(latent_frames, 1)) * scale
+    return max(1.0, math.sqrt(height * width / 512**2) * math.sqrt(max(latent_frames, 1))) * scale
 
 
 def euler(

@@ -21,10 +21,10 @@ class Placement(NamedTuple):
     """0: keep the frames; 1: ignore them; between: how far they are noised and redrawn."""
 
 
-def parse_placements(text: str) -> list[Placement]:
+def parse_placements(text: str, loops: int | None = None) -> list[Placement]:
     """Read "loop,reference,reference_start,target_start,length,edit_ratio;..."; what is left out takes its default.
 
-    Raises ValueError that shows the form.
+    Raises ValueError that shows the form, or for a loop that is not among `loops`.
     """
     placements = []
     for part in filter(None, (piece.strip() for piece in text.split(";"))):
@@ -41,6 +41,8 @@ def parse_placements(text: str) -> list[Placement]:
             ) from None
         if placement.length < 1 or not 0 <= placement.edit_ratio <= 1:
             raise ValueError(f"mask strategy '{part}': length must be at least 1 and edit_ratio from 0 to 1")
+        if loops is not None and not 0 <= placement.loop < loops:
+            raise ValueError(f"mask strategy '{part}' is for loop {placement.loop}: loops here are 0 to {loops - 1}")
         placements.append(placement)
     return placements
 
@@ -55,18 +57,18 @@ def place(z: Tensor, references: list[Tensor], placements: list[Placement], loop
         loop: which one this is.
 
     Returns:
-        Noise with references in it, and the edit ratio per frame [T] (1 where there is none); None without references.
+        Noise with references in it, and the edit ratio per frame [T] (1 where there is none); None without references
+        that are kept in part at least.
 
     Raises:
         ValueError: when a placement names a reference or frames that there are not.
     """
     frames = z.shape[1]
     ratios = torch.ones(frames, device=z.device)
-    chosen = [placement for placement in placements if placement.loop == loop]
-    if not chosen:
-        return z, None
     z = z.clone()
-    for placement in chosen:
+    for placement in placements:
+        if placement.loop != loop:
+            continue
         if not -len(references) <= placement.reference < len(references):
             raise ValueError(f"the mask strategy names reference {placement.reference} of {len(references)}")
         latents = references[placement.reference]
@@ -74,9 +76,10 @@ def place(z: Tensor, references: list[Tensor], placements: list[Placement], loop
         target = _within(placement.target_start, placement.length, frames, "the video")
         if latents.shape[2:] != z.shape[2:]:
             raise ValueError(f"a reference is {list(latents.shape[2:])} latents in size, the video {list(z.shape[2:])}")
-        z[:, target] = latents[:, source].to(z)
-        ratios[target] = placement.edit_ratio
-    return z, ratios
+        if placement.edit_ratio < 1:
+            z[:, target] = latents[:, source].to(z)
+            ratios[target] = placement.edit_ratio
+    return z, ratios if bool((ratios < 1).any()) else None
 
 
 def _within(start: int, length: int, frames: int, what: str) -> slice:
@@ -89,7 +92,7 @@ def _within(start: int, length: int, frames: int, what: str) -> slice:
 def prompts_by_loop(prompt: str, loops: int) -> list[str]:
     """The prompt of each loop: "|0|first text|2|text from loop 2 on", or one text for all.
 
-    Raises ValueError when loop 0 has no text.
+    Raises ValueError when loop 0 has no text, or a loop that there is not has one.
     """
     pieces = re.split(r"\|(\d+)\|", prompt)
     if len(pieces) == 1:
@@ -97,6 +100,8 @@ def prompts_by_loop(prompt: str, loops: int) -> list[str]:
     starts = {int(number): text.strip() for number, text in zip(pieces[1::2], pieces[2::2], strict=True)}
     if 0 not in starts or pieces[0].strip():
         raise ValueError("a prompt with |loop|text parts must start with |0|")
+    if max(starts) >= loops:
+        raise ValueError(f"the prompt has a text for loop {max(starts)}: loops here are 0 to {loops - 1}")
     chosen, current = [], starts[0]
     for loop in range(loops):
         current = starts.get(loop, current)

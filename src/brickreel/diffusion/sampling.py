@@ -94,8 +94,12 @@ def solve(
 ) -> Tensor:
     """Run a deterministic diffusers scheduler, such as DPM-Solver++ (Lu et al. 2022), for `steps` steps.
 
-    It is given the noise alone; the variances have no place in it.
+    It is given the noise alone; the variances have no place in it. Raises ValueError for fewer steps than one, or for
+    as many as there are timesteps, of which it would take one twice.
     """
+    most = scheduler.config.num_train_timesteps - 1
+    if not 1 <= steps <= most:
+        raise ValueError(f"the fast sampler takes 1 to {most} steps, not {steps}")
     scheduler.set_timesteps(steps, device=x.device)
     x = x * scheduler.init_noise_sigma
     for t in scheduler.timesteps:

@@ -45,6 +45,12 @@ class Activations(NamedTuple):
     parameters: int
     trained: int
     """Parameters that have a gradient: all but those that LoRA froze."""
+    saved: float
+    """What a checkpoint at one block saves."""
+
+    def at(self, blocks: int) -> float:
+        """With a checkpoint at this many blocks: at worst where the backward pass begins, or inside one of them."""
+        return max(self.checkpointed if blocks else 0, self.plain - blocks * self.saved)
 
 
 class Precision(NamedTuple):
@@ -64,15 +70,15 @@ def activations(
     counted. Without, they come while activations go, and those that are there at the worst moment are counted too.
     """
 
-    def deep(one: float, two: float) -> float:
-        return one + (depth - 1) * (two - one)
+    def counted(checkpointed: bool) -> tuple[float, float, float, float]:
+        """What _peak tells of the whole model, and the bytes of one block more."""
+        one, two = (_peak(build, blocks, shape, precision, checkpointed, gradients_stand) for blocks in (1, 2))
+        peak, parameters, trained = (a + (depth - 1) * (b - a) for a, b in zip(one, two, strict=True))
+        return peak, parameters, trained, two[0] - one[0]
 
-    counts = [
-        tuple(map(deep, *(_peak(build, blocks, shape, precision, checkpointed, gradients_stand) for blocks in (1, 2))))
-        for checkpointed in (False, True)
-    ]
-    (plain, parameters, trained), (checkpointed, _, _) = counts
-    return Activations(plain, checkpointed, int(parameters), int(trained))
+    plain, parameters, trained, kept = counted(checkpointed=False)
+    checkpointed, _, _, kept_checkpointed = counted(checkpointed=True)
+    return Activations(plain, checkpointed, int(parameters), int(trained), kept - kept_checkpointed)
 
 
 def _peak(

@@ -21,7 +21,7 @@ def films(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """What training and held-out clips come from: one row per film, those with most clips first.
 
     Args:
-        rows: of the table `cut_index`, those that the run was shown.
+        rows: of the table `cut_index`, those that the run was shown, with the `count` of those that are alike.
     """
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -30,7 +30,7 @@ def films(rows: Iterable[Row]) -> list[dict[str, Any]]:
             {"film_id": row["film_id"], "split": row["split"], "clips": 0, "stills": 0}
             | {name: row[name] for name in PROVENANCE},
         )
-        film["clips" if row["kind"] == "clip" else "stills"] += 1
+        film["clips" if row["kind"] == "clip" else "stills"] += row["count"]
     return sorted(found.values(), key=lambda film: (-film["clips"], film["film_id"]))
 
 
@@ -43,10 +43,14 @@ def licences(of_films: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def captioners(captions: Iterable[Row]) -> list[str]:
-    """Who described the clips, such as "gpt-4o: 240"; the most active first."""
-    counts = Counter(
-        row["model"] or row["source"] or "unknown" for row in captions if row["outcome"] == "ok" and row["text"]
-    )
+    """Who described the clips, such as "gpt-4o: 240"; the most active first.
+
+    Args:
+        captions: rows of that table that have a text, with the `count` of those that are alike.
+    """
+    counts: Counter[str] = Counter()
+    for row in captions:
+        counts[row["model"] or row["source"] or "unknown"] += row["count"]
     return [f"{name}: {count}" for name, count in counts.most_common()]
 
 

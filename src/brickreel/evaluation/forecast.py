@@ -114,7 +114,7 @@ def memory_gib(
 
     Args:
         held: bytes of weights, gradients, optimizer and EMA, as `states` gives them, and of what else stays.
-        plain: bytes of activations; `checkpointed` the same with checkpoints.
+        plain: bytes of activations; `checkpointed` the same with the run's checkpoints, or with all where it has none.
     """
     parts = {name: size / GIB for name, size in held.items()}
     parts["activations"] = plain / GIB

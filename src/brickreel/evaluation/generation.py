@@ -1,13 +1,12 @@
 """The pipeline at work for the sample stage: loaded once, its transformer's weights exchanged."""
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 
 from brickreel import config
 from brickreel.evaluation import metrics, prompts, weights
-from brickreel.evaluation.jobs import Weights
+from brickreel.evaluation.jobs import Job, Weights
 from brickreel.evaluation.metrics import Frames
 from brickreel.models import load
 from brickreel.training import lora
@@ -48,42 +47,34 @@ class Generation:
             return "the weights hold NaN or infinity: the training diverged"
         return None
 
-    def videos(
-        self, asked: Sequence[tuple[str, int]], conditional: bool, length: int
-    ) -> tuple[list[Frames | None], list[str | None]]:
-        """Generate (prompt, seed) pairs together: uint8 [T, H, W, 3] each, or None and the reason."""
+    def video(self, job: Job) -> tuple[Frames | None, str | None]:
+        """Generate a job's video with the weights in use: uint8 [T, H, W, 3], or None and the reason."""
         settings = self.settings
+        poses, (height, width) = settings.frames * job.length, settings.resolution
         try:
-            result = self.pipeline(
-                prompt=[prompt for prompt, _ in asked],
-                num_frames=settings.frames * length,
-                height=settings.resolution[0],
-                width=settings.resolution[1],
+            frames = self.pipeline(
+                prompt=job.prompt,
+                num_frames=poses,
+                height=height,
+                width=width,
                 fps=settings.pose_rate,
                 num_inference_steps=settings.steps,
                 guidance_scale=settings.guidance,
                 guidance_channels=settings.guidance_channels,
-                generator=[prompts.generator(prompt, seed) for prompt, seed in asked],
+                generator=[prompts.generator(job.prompt, job.seed)],
                 sampler=self.sampler,
-                conditional=conditional,
-            ).frames
+                conditional=job.conditional,
+            ).frames[0]
         except torch.OutOfMemoryError:
-            reason = f"out of memory with {len(asked)} videos at once: lower sample.batch_size"
-            return [None] * len(asked), [reason] * len(asked)
+            lower = "sample.lengths" if job.length > 1 else "sample.frames or sample.resolution"
+            return None, f"out of memory with {poses} poses of {height} x {width}: lower {lower}"
         except RuntimeError as error:
-            return [None] * len(asked), [f"generation failed: {_first_line(error)}"] * len(asked)
-        videos: list[Frames | None] = []
-        reasons: list[str | None] = []
-        for frames in result:
-            try:
-                metrics.check(frames)
-            except ValueError as error:
-                videos.append(None)
-                reasons.append(str(error))
-            else:
-                videos.append(frames)
-                reasons.append(None)
-        return videos, reasons
+            return None, f"generation failed: {_first_line(error)}"
+        try:
+            metrics.check(frames)
+        except ValueError as error:
+            return None, str(error)
+        return frames, None
 
 
 def _first_line(error: BaseException) -> str:

@@ -196,22 +196,21 @@ def memory(work: Work, settings: Run, site: Machine, encoders: int | None = None
         bucket: activations.activations(work.model.build, depth, work.shape(bucket), precision)
         for bucket in _largest(work)
     }
-    chosen = "checkpointed" if settings.grad_checkpoint else "plain"
-    bucket, worst = max(counted.items(), key=lambda item: getattr(item[1], chosen))
+    recomputed = round(settings.grad_checkpoint * depth)
+    bucket, worst = max(counted.items(), key=lambda item: item[1].at(recomputed))
     name = bucket.name
     held = forecast.states(work.model.held, work.model.trained, backend, ranks, work.rounds(ranks))
     if backend == "ddp" and ranks == 1 and work.micro_batches == 1:
         # Nobody holds memory for gradients before the only backward pass makes them, while activations go.
         both = activations.activations(work.model.build, depth, work.shape(bucket), precision, gradients_stand=False)
-        held["gradients"] = max(getattr(both, chosen), held["gradients"]) - getattr(worst, chosen)
+        held["gradients"] = max(both.at(recomputed), held["gradients"]) - worst.at(recomputed)
     if settings.online and encoders is not None:
         held["encoders"] = encoders
-    parts = forecast.memory_gib(held, worst.plain, worst.checkpointed, settings.grad_checkpoint, bool(site.gpu))
+    checkpointed = worst.at(recomputed or depth)
+    parts = forecast.memory_gib(held, worst.plain, checkpointed, bool(recomputed), bool(site.gpu))
     if gpu and parts["total"] > gpu.memory_gib:
         advice = (
-            "make its micro-batch smaller"
-            if settings.grad_checkpoint
-            else "set grad_checkpoint: true or smaller batches"
+            "make its micro-batch smaller" if recomputed == depth else "set grad_checkpoint: true or smaller batches"
         )
         raise ValueError(
             f"bucket {name} needs {parts['total']:.1f} GiB per GPU with {backend} on {ranks} GPUs, an {gpu.part} has"
@@ -264,7 +263,9 @@ def cost(work: Work, settings: Run, assumed: Plan, site: Machine, peak_tflops: f
         step_s, basis = forecast.unknown(reason), {"kind": "none"}
     else:
         mfu = assumed.mfu, assumed.mfu_low, assumed.mfu_high
-        step_s = forecast.step_seconds(work.flops_per_step, ranks, peak_tflops, mfu)
+        # It is of runs that recompute all blocks, whose steps take one forward pass more.
+        passes = (PASSES + settings.grad_checkpoint) / (PASSES + 1)
+        step_s = forecast.step_seconds(work.flops_per_step, ranks, peak_tflops, mfu).scaled(passes)
         basis = {"kind": "assumed MFU", "mfu": list(mfu), "peak_tflops": peak_tflops}
     wall = forecast.hours(work.steps, step_s.scaled(1 + _gauge_share(work, settings)))
     no_gpu = forecast.unknown("not known: BRICKREEL_GPU is not set in slurm/site.env; this machine has no GPU to count")
@@ -295,8 +296,7 @@ def _measured(work: Work, settings: Run, assumed: Plan, ranks: int) -> tuple[Int
     device = choose_device("auto")
     model = work.model.build()
     model.to(device).train()
-    if settings.grad_checkpoint:
-        model.enable_gradient_checkpointing()
+    model.recompute(settings.grad_checkpoint)
     shapes = [work.shape(bucket) for bucket in work.buckets.buckets]
     timings = calibration.micro_batches(model, shapes, settings, device, 0.8 * assumed.calibrate_s)
     update = calibration.update(model, device, 0.2 * assumed.calibrate_s)

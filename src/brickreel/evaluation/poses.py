@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from brickreel.config import RunData
@@ -57,6 +58,11 @@ def _poses(row: Mapping[str, Any], stride: int) -> NDArray[np.int64]:
     """Frames of the clip's file that show its poses."""
     units = np.arange(len(row["holds"]) if row["holds"] else row["frames"])
     return showing.file_frames(units, "poses", row["holds"], bool(row["in_poses"]))[::stride]
+
+
+def has_window(stride: int) -> pc.Expression:
+    """Of rows of the cut index: whether `windows` can show the clip."""
+    return pc.coalesce(pc.list_value_length(pc.field("holds")), pc.field("frames")) > (LEAST_POSES - 1) * stride
 
 
 def windows(

@@ -18,9 +18,11 @@ from brickreel.models.stdit2 import STDiT2
 
 INDEX = "model_index.json"
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-# Files of a published part that its loading needs; other precisions and frameworks are left behind.
+# Files of a published part that its loading needs; other precisions and frameworks are left behind, and the tokenizer
+# has a folder of its own.
 KEPT = re.compile(
-    r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors|[\w-]+\.json|[\w-]+\.safetensors\.index\.json"
+    r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors|(?!tokenizer|special_tokens|added_tokens)[\w-]+\.json"
+    r"|[\w-]+\.safetensors\.index\.json"
 )
 
 
@@ -77,7 +79,7 @@ def _finish(folder: Path) -> None:
 
 
 def _copy_autoencoder(target: Path, part: Any) -> None:
-    source = load.locate("autoencoder", part.path, part.revision, part.subfolder)
+    source = load.locate("autoencoder", part.path, part.revision, part.subfolder, weights=True)
     loaded = load.autoencoder(part.path, part.revision, part.subfolder)
     if not _copy(source, target):
         loaded.vae.save_pretrained(target)
@@ -85,7 +87,7 @@ def _copy_autoencoder(target: Path, part: Any) -> None:
 
 def _copy_text_encoder(folder: Path, part: Any) -> None:
     """The encoder and the tokenizer, each in its own folder, as diffusers has them."""
-    source = load.locate("text_encoder", part.path, part.revision, part.subfolder)
+    source = load.locate("text_encoder", part.path, part.revision, part.subfolder, weights=True)
     words = load.tokenizer(source)
     words.save_pretrained(folder / "tokenizer")
     if not _copy(source, folder / "text_encoder"):

@@ -62,7 +62,7 @@ class OpenSoraPipeline(TextToVideoPipeline):
         if "text_encoder" not in parts:
             parts["text_encoder"] = load.text_encoder(str(root / "text_encoder"), dtype=torch_dtype).model
         if "tokenizer" not in parts:
-            parts["tokenizer"] = load.tokenizer(root / "text_encoder")
+            parts["tokenizer"] = load.tokenizer(root / "tokenizer")
         if "scheduler" not in parts:
             parts["scheduler"] = load.scheduler_of(root / "scheduler")
         return cls(**parts)

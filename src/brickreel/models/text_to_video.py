@@ -4,6 +4,7 @@ Together with the modules of `brickreel.diffusion` that it imports, and the tran
 writes beside the weights: hence it knows no other part of brickreel.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brickreel.diffusion.iddpm import IDDPM
-from brickreel.diffusion.rectified_flow import euler
-from brickreel.diffusion.references import parse_placements, place, prompts_by_loop
+from brickreel.diffusion.rectified_flow import euler, resolution_shift
+from brickreel.diffusion.references import Placement, parse_placements, place, prompts_by_loop
 from brickreel.diffusion.sampling import Denoise, ancestral, guided, noise_like, solve
 from brickreel.models.prompt import clean_prompt
 
@@ -59,7 +60,8 @@ class TextToVideoPipeline(DiffusionPipeline):
             vae: AutoencoderKL.
             text_encoder: T5EncoderModel.
             tokenizer: its tokenizer.
-            scheduler: DDPMScheduler for IDDPM's weights, FlowMatchEulerDiscreteScheduler for rectified flow's.
+            scheduler: DDPMScheduler for IDDPM's weights, FlowMatchEulerDiscreteScheduler for rectified flow's, whose
+                shift comes on top of the video's own.
         """
         super().__init__()
         self.register_modules(
@@ -119,10 +121,16 @@ class TextToVideoPipeline(DiffusionPipeline):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         sampler = sampler or self.objective
         self._check(prompts, generator, sampler, num_frames, height, width, loops, condition_frames, output_type)
+        _check_numbers(fps, guidance_scale, frames_per_batch)
+        texts = [prompts_by_loop(text, loops) for text in prompts]
         strategies = [""] * len(prompts) if mask_strategy is None else list(mask_strategy)
         given = [()] * len(prompts) if references is None else list(references)
         if len(strategies) != len(prompts) or len(given) != len(prompts):
             raise ValueError("references and mask_strategy need one entry per prompt")
+        placed = [
+            parse_placements(strategy or ("0" if len(videos) else ""), loops)
+            for strategy, videos in zip(strategies, given, strict=True)
+        ]
         if sampler == "dpm-solver++" and (loops > 1 or references is not None):
             raise ValueError("reference frames and loops need the sampler that the weights were trained for")
         channels = guidance_channels
@@ -138,22 +146,20 @@ class TextToVideoPipeline(DiffusionPipeline):
                 after_step()
 
         with self.progress_bar(total=num_inference_steps * loops * len(prompts)) as bar:
-            for number, text in enumerate(prompts):
+            for number, placements in enumerate(placed):
                 chance = generator[number] if isinstance(generator, Sequence) else generator or torch.default_generator
                 clips: list[Video] = []
                 known = [self.encode_frames(np.asarray(video), frames_per_batch) for video in given[number]]
-                placements = parse_placements(strategies[number] or ("0" if known else ""))
-                for loop, words in enumerate(prompts_by_loop(text, loops)):
+                for loop, words in enumerate(texts[number]):
                     if loop:
                         known.append(self.encode_frames(clips[-1], frames_per_batch))
-                        last = len(known) - 1
-                        placements += parse_placements(f"{loop},{last},-{condition_frames},0,{condition_frames},0")
+                        placements.append(Placement(loop, -1, -condition_frames, 0, condition_frames))
                     noise = torch.randn(self._latent_shape(num_frames, height, width), generator=chance,
                                         device=chance.device)  # fmt: skip
                     z, ratios = place(noise.to(self._execution_device), known, placements, loop)
                     words = clean_prompt(words) if clean else words
                     denoise = self._denoiser(words, guidance_scale, channels, conditional, sizes)
-                    z = self._sample(denoise, z, ratios, sampler, num_inference_steps, chance, step_done)
+                    z = self._sample(denoise, z, ratios, sampler, num_inference_steps, chance, sizes, step_done)
                     if output_type != "latent" or loops > 1:
                         clips.append(self.decode_latents(z, frames_per_batch))
                 latents.append(z)
@@ -207,6 +213,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         sampler: str,
         steps: int,
         generator: torch.Generator,
+        sizes: dict[str, float],
         after_step: Callable[[], None],
     ) -> Tensor:
         """Run one sampler from start noise [c, T, h, w] to latents of that shape."""
@@ -215,7 +222,9 @@ class TextToVideoPipeline(DiffusionPipeline):
         if sampler == "iddpm":
             return ancestral(denoise, x, IDDPM(steps), draw, edit, after_step)[0]
         if sampler == "rectified-flow":
-            return euler(denoise, x, steps, float(self.scheduler.config.shift), draw, edit, after_step)[0]
+            scale = float(self.scheduler.config.shift)
+            shift = resolution_shift(sizes["height"], sizes["width"], z.shape[1], scale)
+            return euler(denoise, x, steps, shift, draw, edit, after_step)[0]
         solver = DPMSolverMultistepScheduler.from_config(
             self.scheduler.config, algorithm_type="dpmsolver++", variance_type=None
         )
@@ -249,3 +258,12 @@ class TextToVideoPipeline(DiffusionPipeline):
             raise ValueError(f"loops needs at least 1, and condition_frames from 1 to {frames - 1}")
         if output_type not in ("np", "latent"):
             raise ValueError(f"output_type '{output_type}' is not known: choose from np, latent")
+
+
+def _check_numbers(fps: float, guidance_scale: float, frames_per_batch: int) -> None:
+    if not 0 < fps < math.inf:
+        raise ValueError(f"fps must be a number above 0, not {fps}")
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}")
+    if frames_per_batch < 1:
+        raise ValueError(f"frames_per_batch must be at least 1, not {frames_per_batch}")

@@ -74,7 +74,7 @@ def _finished(film: Mapping[str, Any], settings: Analyze, bar: Bar) -> tuple[Pat
     try:
         rows, reason = as_table(film["film_id"], _read(film, settings, bar)), ""
     except ValueError as error:
-        reason = _unopened(film["path"]) or str(error)
+        reason = exits.unopened(film["path"]) or str(error)
         logger.info("analyze: %s: failed: %s", film["path"], reason)
         rows = _failure(film["film_id"], reason)
     tables.write("signals", part, rows)
@@ -89,18 +89,6 @@ def _whole(part: Path) -> bool:
         # Not there, or of another version.
         return False
     return bool(pc.all(pc.equal(found["outcome"], "ok")).as_py())
-
-
-def _unopened(path: str) -> str:
-    """Why the file of a film that failed cannot be opened, empty when it can. Raises OSError where that passes."""
-    try:
-        with Path(path).open("rb") as stream:
-            stream.read(1)
-    except OSError as error:
-        if error.errno in exits.PASSING:
-            raise
-        return f"cannot be opened: {error.strerror}"
-    return ""
 
 
 def _read(film: Mapping[str, Any], settings: Analyze, bar: Bar) -> signals.Signals:

@@ -135,7 +135,5 @@ def _review(settings: Settings, shard: Shard) -> None:
         from brickreel.captions import endpoint
 
         budget = endpoint.spent(settings)
-    rows = tables.read("captions", CAPTIONS).to_pylist()
-    index = tables.read("cut_index", INDEX, columns=["clip_id", "kind", "path"]).to_pylist()
-    review.write(CAPTIONS.parent, rows, index, budget)
+    review.write(CAPTIONS.parent, CAPTIONS, INDEX, budget)
     logger.info("caption: look at %s", CAPTIONS.parent / review.PAGE)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from brickreel import files, tables
+from brickreel.cluster import exits
 from brickreel.config import Config, Cut
 from brickreel.films import adopt, cutting, dataset, isolated, withdrawn
 from brickreel.progress import Bar
@@ -34,7 +35,8 @@ _FACTS = ("title", "channel", "url", "licence", "rights_holder")
 def run(config: Config, shard: Shard = Shard()) -> None:  # noqa: B008  (frozen)
     """Write results/cut/index.parquet/{shard}.parquet, the clips and the stills.
 
-    Raises ValueError when too large a share of the shard's clips could not be written, OSError when the disk is full.
+    Raises ValueError when too large a share of the shard's clips could not be written, OSError when the disk is full
+    or a film's file is out of reach for a reason that passes.
     """
     output = OUTPUT / f"{shard.name}.parquet"
     tables.remove_parts(OUTPUT, shard.count)
@@ -122,7 +124,7 @@ def _film(
                 cutting.cut, (shown, missing, recipe, str(CLIPS.resolve()), str(STILLS.resolve())), limits, watch
             )
         except ValueError as error:
-            reason = str(error)
+            reason = exits.unopened(film["path"]) or str(error)
             logger.info("cut: %s: failed: %s", film["path"], reason)
     return [done.get(one.clip_id) or cutting.Written(one.clip_id, reason) for one in pieces]
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from brickreel import tables
-from brickreel.cluster import ranks
+from brickreel.cluster import exits, ranks
 from brickreel.config import Config, RunData
 from brickreel.progress import Bar
 from brickreel.stages import Shard
@@ -97,7 +97,7 @@ def _places(shard: Shard) -> dict[tuple[str, str], int]:
     return found
 
 
-def read_texts(clips: list[dict[str, Any]], shard: Shard = Shard()) -> dict[tuple[str, str], str]:  # noqa: B008
+def read_texts(clips: list[dict[str, Any]], shard: Shard) -> dict[tuple[str, str], str]:
     """(clip_id, kind) -> caption: the caption stage's, else the one that came with an adopted dataset."""
     texts = {(clip["clip_id"], clip["kind"]): clip["text"] for clip in clips if clip["text"]}
     if CAPTIONS.exists() or not texts:
@@ -188,10 +188,14 @@ def encode_jobs(config: Config, jobs: list[Job], prefix: Path) -> list[dict[str,
 
 
 def _encode(encoder: Any, writer: Any, job: Job, text: Any, about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One clip's samples. A clip that cannot be read is a failed row per sample, with its reason."""
+    """One clip's samples. A clip that cannot be read is a failed row per sample, with its reason.
+
+    Raises OSError when its file is out of reach for a reason that passes.
+    """
     try:
         samples = encoder.clip(job.clip, job.views, text)
     except (ValueError, OSError) as error:
+        exits.unopened(job.clip["path"])
         reason = " ".join(str(error).split())[:300]
         return [row | {"outcome": "failed", "reason": reason} for row in job.wanted.values()]
     made = {"text_tokens": len(text), "scaling_factor": float(encoder.autoencoder.scaling_factor)}

@@ -5,12 +5,15 @@ the rank correlation of the held-out loss with them -, beside it `videos.json` w
 `nearest.jpg`, which shows the nearest training clip of every sample. What is missing is a reason in place of a value.
 """
 
+import heapq
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import pyarrow.compute as pc
 
 from brickreel import files, tables
 from brickreel.config import Config, RunData
@@ -26,6 +29,9 @@ CLIPS = Path("results/cut/index.parquet")
 CAPTIONS = Path("results/caption/captions.parquet")
 MOST_NEAREST = 24
 
+_GOOD = (pc.field("outcome") == "ok") & (pc.field("kind") == "clip")
+_CHOSEN_BY = ["clip_id", "kind", "split", "outcome", "holds", "frames"]
+
 Set = tuple[int, str, bool, int]
 """Step, weights, with its prompt or without, multiple of the trained length."""
 
@@ -38,10 +44,9 @@ def run(config: Config, run: str) -> None:
     gaps: list[str] = []
     samples = _made_alike(_samples(run), gaps)
     data = config.run(run).data
-    clips = _clips()
-    library = _library([clip for clip in clips if clip["split"] == "train"], config, data, gaps)
+    library = _library(config, data, gaps)
     scorer = Scorer(config.evaluate, library)
-    heldout = _heldout([clip for clip in clips if clip["split"] == "heldout"], scorer, config, data, gaps)
+    heldout = _heldout(scorer, config, data, gaps)
     measured = _measure(samples, scorer, data, f"evaluate {run}", gaps)
     scores = _scores(measured, heldout, scorer, _gauge(run), config)
     folder = Path("results/evaluate") / run
@@ -91,21 +96,39 @@ def _way(rows: Sequence[Mapping[str, Any]]) -> tuple[frozenset[Any], ...]:
     )
 
 
-def _clips() -> list[dict[str, Any]]:
-    """Clips of the dataset with their captions; none where there is no dataset any more."""
+def _clips(split: str, most: int, useful: Any = None) -> tuple[list[dict[str, Any]], int]:
+    """The first `most` clips of a split that pass the expression `useful`, with their captions; the number of all.
+
+    None where there is no dataset any more. In the order of their ids' hashes the first ones are a fair choice of all
+    films, whose ids those of clips begin with.
+    """
     if not CLIPS.exists():
-        return []
-    texts = {}
-    if CAPTIONS.exists():
-        captions = tables.read("captions", CAPTIONS, ["clip_id", "kind", "text", "outcome"]).to_pylist()
-        texts = {row["clip_id"]: row["text"] for row in captions if row["kind"] == "clip" and row["outcome"] == "ok"}
-    # An id begins with its film's: in the order of its hash the first ones are a fair choice of all films.
-    rows = sorted(tables.read("cut_index", CLIPS).to_pylist(), key=lambda row: sha256(row["clip_id"].encode()).digest())
-    return [
-        row | {"text": row["text"] or texts.get(row["clip_id"])}
-        for row in rows
-        if row["outcome"] == "ok" and row["kind"] == "clip"
-    ]
+        return [], 0
+    wanted = _GOOD & (pc.field("split") == split)
+    ids: list[str] = []
+    count = 0
+    for batch in tables.batches("cut_index", CLIPS, _CHOSEN_BY, wanted):
+        count += batch.num_rows
+        shown = batch if useful is None else batch.filter(useful)
+        ids = heapq.nsmallest(most, [*ids, *shown["clip_id"].to_pylist()], key=_hash)
+    chosen = frozenset(ids)
+    rows = tables.owned("cut_index", CLIPS, "clip_id", chosen.__contains__, wanted).to_pylist()
+    texts = _texts(chosen)
+    rows = [row | {"text": row["text"] or texts.get(row["clip_id"])} for row in rows]
+    return sorted(rows, key=lambda row: _hash(row["clip_id"])), count
+
+
+def _hash(clip_id: str) -> bytes:
+    return sha256(clip_id.encode()).digest()
+
+
+def _texts(clips: frozenset[str]) -> dict[str, str]:
+    if not CAPTIONS.exists():
+        return {}
+    found = tables.owned(
+        "captions", CAPTIONS, "clip_id", clips.__contains__, _GOOD, ["clip_id", "text", "kind", "outcome"]
+    )
+    return dict(zip(found["clip_id"].to_pylist(), found["text"].to_pylist(), strict=True))
 
 
 def _stride(data: RunData) -> int:
@@ -113,30 +136,29 @@ def _stride(data: RunData) -> int:
     return data.stride if data.time == "poses" else 1
 
 
-def _library(clips: Sequence[Mapping[str, Any]], config: Config, data: RunData, gaps: list[str]) -> Library:
+def _library(config: Config, data: RunData, gaps: list[str]) -> Library:
     most = config.evaluate.max_training_clips
+    clips, count = _clips("train", most)
     library, troubles = Library(), list[str]()
-    for row, thumbnails in poses.thumbnails_of(clips[:most], _stride(data), config.sample.resolution, troubles):
+    for row, thumbnails in poses.thumbnails_of(clips, _stride(data), config.sample.resolution, troubles):
         library.rows.append(row)
         library.thumbnails.append(thumbnails)
     _note(gaps, "training clips cannot be read", troubles)
-    if len(clips) > most:
-        gaps.append(f"copies are looked for in {most} of {len(clips)} training clips (evaluate.max_training_clips)")
+    if count > most:
+        gaps.append(f"copies are looked for in {most} of {count} training clips (evaluate.max_training_clips)")
     return library
 
 
-def _heldout(
-    clips: Sequence[Mapping[str, Any]], scorer: Scorer, config: Config, data: RunData, gaps: list[str]
-) -> list[Measured]:
-    if not clips:
+def _heldout(scorer: Scorer, config: Config, data: RunData, gaps: list[str]) -> list[Measured]:
+    settings, most = config.sample, config.evaluate.max_clips
+    # Each clip shows one window at least.
+    clips, count = _clips("heldout", most, poses.has_window(_stride(data)))
+    if not count:
         gaps.append("there is no held-out clip: distances to them and the ceiling are not measured")
-    settings = config.sample
-    shown, troubles = poses.windows(
-        clips, settings.frames, settings.resolution, _stride(data), config.evaluate.max_clips
-    )
+    shown, troubles = poses.windows(clips, settings.frames, settings.resolution, _stride(data), most)
     _note(gaps, "held-out clips cannot be read", troubles)
-    if len(clips) > (most := config.evaluate.max_clips):
-        gaps.append(f"samples are compared with {most} of {len(clips)} held-out clips (evaluate.max_clips)")
+    if count > most:
+        gaps.append(f"samples are compared with {most} of {count} held-out clips (evaluate.max_clips)")
     return scorer.measure(shown) if shown else []
 
 

@@ -6,21 +6,26 @@ Inside it `dataset/` holds the run's clips with their captions, as a `videofolde
 """
 
 import csv
+import itertools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from brickreel import config as configuration
 from brickreel import files, tables
 from brickreel.evaluation import cards
 from brickreel.training import final
-from brickreel.training.buckets import data_key
+from brickreel.training.buckets import concerning, data_key
 
 logger = logging.getLogger("brickreel")
 
@@ -32,6 +37,12 @@ DATASET = "dataset"
 # What the dataset's table tells of a clip, besides its file and its caption.
 COLUMNS = ("clip_id", "film_id", "frames", "fps", "pose_rate", "cadence", "width", "height",
            "title", "channel", "url", "licence", "rights_holder")  # fmt: skip
+# Batches of clips that are written together: each time all captions are read for theirs. About a million clips.
+BATCHES = 128
+
+_GOOD = pc.field("outcome") == "ok"
+_CLIP = pc.field("kind") == "clip"
+_DESCRIBED = _GOOD & (pc.field("text") != "")
 
 
 def run(config: configuration.Config, run: str, push: str = "", push_dataset: str = "") -> None:
@@ -61,8 +72,8 @@ def run(config: configuration.Config, run: str, push: str = "", push_dataset: st
     }
     folder.write(target, transformer, config.base, settings.objective, beside)
     if settings_of_export.dataset or push_dataset:
-        shown = [row for row in _shown(settings) if row["kind"] == "clip" and Path(row["path"] or "").is_file()]
-        write_dataset(target / DATASET, shown, run, beside["DATASET.md"])
+        clips = _shown(settings, [*COLUMNS, "kind", "path", "split", "text"], _GOOD & _CLIP)
+        write_dataset(target / DATASET, clips, run, beside["DATASET.md"])
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     logger.info("export %s: %s, %s weights of step %d, %.1f MB", run, target, which, facts["step"], size / 1e6)
     unlicensed = sum(row["films"] for row in facts["licences"] if row["licence"] in ("none stated", "unlicensed"))
@@ -74,34 +85,46 @@ def run(config: configuration.Config, run: str, push: str = "", push_dataset: st
         send(target / DATASET, push_dataset, "dataset")
 
 
-def write_dataset(target: Path, rows: Sequence[dict[str, Any]], run: str, card: str) -> None:
-    """The clips of the cut index's `rows` by split, each with metadata.csv: file, caption, rights, rates.
+def write_dataset(target: Path, clips: Iterator[pa.RecordBatch], run: str, card: str) -> None:
+    """Clips of the cut index by split, each with metadata.csv: file, caption, rights, rates.
 
-    Files are linked where the file system can, so that they take no room twice.
+    Files are linked where the file system can, so that they take no room twice. A clip whose file is gone is left out.
     """
-    texts = captions_of(rows)
-    splits = sorted({row["split"] for row in rows}, reverse=True)
-    for split in splits:
-        (target / split).mkdir(parents=True, exist_ok=True)
-        with (target / split / "metadata.csv").open("w", newline="", encoding="utf-8") as stream:
-            table = csv.writer(stream)
-            table.writerow(["file_name", "text", *COLUMNS])
-            for row in rows:
-                if row["split"] == split:
-                    source = Path(row["path"])
-                    # Adopted clips of two folders may have one name.
-                    name = row["clip_id"] + source.suffix
-                    _link(source, target / split / name)
-                    table.writerow([name, texts.get(row["clip_id"], ""), *(row[name] for name in COLUMNS)])
-    files.write_text(target / "README.md", cards.dataset_front(run, splits) + card)
+    lists: dict[str, Any] = {}
+    with ExitStack() as opened:
+        while part := list(itertools.islice(clips, BATCHES)):
+            texts = captions_of(pa.Table.from_batches(part))
+            for row in itertools.chain.from_iterable(batch.to_pylist() for batch in part):
+                source = Path(row["path"] or "")
+                if not source.is_file():
+                    continue
+                folder = target / row["split"]
+                if row["split"] not in lists:
+                    lists[row["split"]] = opened.enter_context(_metadata(folder))
+                # Adopted clips of two folders may have one name.
+                name = row["clip_id"] + source.suffix
+                _link(source, folder / name)
+                lists[row["split"]].writerow([name, texts.get(row["clip_id"], ""), *(row[name] for name in COLUMNS)])
+    files.write_text(target / "README.md", cards.dataset_front(run, sorted(lists, reverse=True)) + card)
 
 
-def captions_of(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+@contextmanager
+def _metadata(folder: Path) -> Iterator[Any]:
+    """A writer of a folder's metadata.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow(["file_name", "text", *COLUMNS])
+        yield table
+
+
+def captions_of(clips: pa.Table) -> dict[str, str]:
     """Clip -> what was encoded for it: the caption stage's text, else the one that came with an adopted dataset."""
-    texts = {row["clip_id"]: row["text"] for row in rows if row["text"]}
+    texts = dict(zip(clips["clip_id"].to_pylist(), clips["text"].to_pylist(), strict=True))
     if CAPTIONS.exists():
-        made = tables.read("captions", CAPTIONS, ["clip_id", "kind", "text"], where=pc.field("outcome") == "ok")
-        texts |= {row["clip_id"]: row["text"] for row in made.to_pylist() if row["kind"] == "clip" and row["text"]}
+        columns = ["clip_id", "kind", "text", "outcome"]
+        made = tables.owned("captions", CAPTIONS, "clip_id", texts.__contains__, _DESCRIBED & _CLIP, columns)
+        texts |= dict(zip(made["clip_id"].to_pylist(), made["text"].to_pylist(), strict=True))
     return texts
 
 
@@ -147,8 +170,8 @@ def gather(run: str, settings: configuration.Run, which: str) -> dict[str, Any]:
     about = final.read(trained)
     if about is None:
         raise FileNotFoundError(f"{trained / 'final'} is not complete: run `brickreel train --run {run}` to its end")
-    shown = cards.films(_shown(settings))
-    captions = tables.read("captions", CAPTIONS).to_pylist() if CAPTIONS.exists() else []
+    told = ("film_id", "kind", "split", *cards.PROVENANCE)
+    shown = cards.films(tables.tally(_shown(settings, ["clip_id", *told]), told))
     return {
         "weights": which,
         "step": about["step"],
@@ -158,7 +181,7 @@ def gather(run: str, settings: configuration.Run, which: str) -> dict[str, Any]:
         "films": shown,
         "heldout": sum(film["split"] == "heldout" for film in shown),
         "licences": cards.licences(shown),
-        "captioners": cards.captioners(captions),
+        "captioners": cards.captioners(_captioners()),
         "energy": energy(run),
         "fingerprint": (_optional(trained / "dataset.json") or {}).get("fingerprint", "unknown"),
     }
@@ -173,15 +196,29 @@ def energy(run: str) -> dict[str, Any]:
     return {"wall_hours": one["wall_hours"], "gpu_hours": one["gpu_hours"], "gpu": one["gpu_name"], **one["energy"]}
 
 
-def _shown(settings: configuration.Run) -> list[dict[str, Any]]:
+def _captioners() -> list[dict[str, Any]]:
+    if not CAPTIONS.exists():
+        return []
+    described = tables.batches("captions", CAPTIONS, ["model", "source", "text", "outcome"], _DESCRIBED)
+    return tables.tally(described, ["model", "source"])
+
+
+def _shown(settings: configuration.Run, columns: Sequence[str], where: Any = _GOOD) -> Iterator[pa.RecordBatch]:
     """Rows of the cut index whose clip or still was encoded for this run."""
-    encoded = tables.read(
-        "encode_index", ENCODED, ["clip_id", "kind", "data_keys"], where=pc.field("outcome") == "ok"
-    ).to_pylist()
     key = data_key(settings.data)
-    wanted = {(row["clip_id"], row["kind"]) for row in encoded if key in (row["data_keys"] or ())}
-    cut = tables.read("cut_index", CUT, where=pc.field("outcome") == "ok").to_pylist()
-    return [row for row in cut if (row["clip_id"], row["kind"]) in wanted]
+    index = tables.batches("encode_index", ENCODED, ["clip_id", "kind", "data_keys", "outcome"], _GOOD)
+    named = [_names(concerning(batch, key, ["clip_id", "kind"])) for batch in index]
+    encoded = np.unique(np.concatenate([np.zeros(0, np.int64), *named]))
+    for batch in tables.batches("cut_index", CUT, [*columns, "outcome"], where):
+        names = _names(batch)
+        found = np.searchsorted(encoded, names, "left") < np.searchsorted(encoded, names, "right")
+        yield batch.filter(pa.array(found))
+
+
+def _names(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """A hash per clip or still: the names of 100 million take 20 GB. Two of so many agree in one project of 1,000."""
+    pairs = zip(batch["clip_id"].to_pylist(), batch["kind"].to_pylist(), strict=True)
+    return np.fromiter(map(hash, pairs), np.int64, len(batch))
 
 
 def _optional(path: Path) -> Any:

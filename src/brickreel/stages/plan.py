@@ -18,7 +18,7 @@ from brickreel.evaluation import machine, planning
 from brickreel.evaluation.machine import Machine
 from brickreel.models import load
 from brickreel.telemetry.peaks import bf16_tflops
-from brickreel.training.buckets import plan_buckets
+from brickreel.training.buckets import plan_buckets, read_index
 
 logger = logging.getLogger("brickreel")
 
@@ -33,8 +33,8 @@ def run(config: configuration.Config, run: str) -> None:
     FileNotFoundError before `encode`.
     """
     settings = config.run(run)
-    index = tables.read("encode_index", INDEX)
-    buckets = plan_buckets(index, settings)
+    buckets = plan_buckets(read_index(INDEX), settings)
+    index = tables.read("encode_index", INDEX, ["text_tokens"])
     model = planning.Model.read(load.locate("transformer", **config.base.transformer.model_dump()), settings.lora)
     site = machine.from_environment(assignments(SITE_ENV) | dict(os.environ))
     work = planning.Work.of(buckets, settings, model, _text_tokens(index, settings, config.encode, model))
@@ -44,7 +44,7 @@ def run(config: configuration.Config, run: str) -> None:
         "buckets": buckets.to_json(),
         "clips": {"used": buckets.used, "heldout": buckets.heldout, "dropped": dict(buckets.dropped)},
         **planning.sizes(work),
-        **planning.disk(work, settings, _encoded_bytes(index)),
+        **planning.disk(work, settings, _encoded_bytes()),
         **planning.memory(work, settings, site, encoders),
         **planning.cost(work, settings, config.plan, site, bf16_tflops(site.gpu)),
         "captioning_usd": _captioning(),
@@ -66,9 +66,11 @@ def _text_tokens(index: Any, settings: configuration.Run, encode: configuration.
     return longest
 
 
-def _encoded_bytes(index: Any) -> int | None:
+def _encoded_bytes() -> int | None:
     """Size of the latents and embeddings that stand on disk; None where the index names files that are not here."""
-    names = {name for column in ("file", "text_file") for name in index[column].to_pylist() if name}
+    columns = ["file", "text_file"]
+    named = tables.tally(tables.batches("encode_index", INDEX, columns), columns)
+    names = {row[column] for row in named for column in columns if row[column]}
     paths = [path if path.is_file() else INDEX.parent / path for path in map(Path, sorted(names))]
     if not paths or not all(path.is_file() for path in paths):
         return None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from brickreel import config as configuration
 from brickreel import files, tables
-from brickreel.cluster import distributed, network, sweep, tuning
+from brickreel.cluster import distributed, exits, network, sweep, together, tuning
 from brickreel.cluster.checks import Check, at_least, software, verdict
 from brickreel.cluster.inspection import Inspection, from_first, worst_per_node
 from brickreel.cluster.ranks import Ranks
@@ -29,6 +29,8 @@ PATIENCE_S = max(sweep.DEADLINE_S, CONFIRM_S) + 120.0
 """Once they have met, ranks wait for each other: one may wait for its child up to its deadline, and then gather."""
 MEMORY_WARN_SHARE = 0.95
 """Of the GPU's memory: above it, fragments of the allocator may not fit."""
+NO_MEMORY = ("out of memory", "allocate memory", "ALLOC_FAILED")
+"""What torch, its allocator on a CPU, and CUDA's libraries say."""
 READING = 2.0
 """Clips that the dataset should give for each one that is trained on: reading is not even."""
 
@@ -36,13 +38,14 @@ READING = 2.0
 def run(config: configuration.Config, run: str) -> None:
     """Check the nodes of this job. Raises ValueError that names bad nodes when they are unfit and `required` is set."""
     config.run(run)
-    ranks = distributed.start(MEETING_TIMEOUT_S, PATIENCE_S)
+    ranks = distributed.start(MEETING_TIMEOUT_S, PATIENCE_S, Path("logs/preflight") / run)
     try:
         inspection = look(config, run, ranks)
         checks = inspection.everything(_index(), network.read(env_path(run)))
         checks += rehearsal(config, run, ranks)
         variables = network.advise(*inspection.fabrics())
-        variables += tune(config, run, inspection, variables) if config.preflight.tune else []
+        if config.preflight.tune and not exits.STUCK.is_set():
+            variables += tune(config, run, inspection, variables)
         health = judge(checks, inspection.nodes, config.preflight.required) if ranks.rank == 0 else None
         if health:
             write(run, health, variables)
@@ -110,18 +113,27 @@ def rehearsal(config: configuration.Config, run: str, ranks: Ranks) -> list[Chec
     lacks = sweep.gather((ranks.node, _no_plan(run) or _no_model(config)), ranks)
     if any(reason for _, reason in lacks):
         return worst_per_node(_judge_lacks(lacks)) if ranks.rank == 0 else []
+    found = together.run(lambda: _try(config, run, ranks), lambda outcome: bool(outcome[1]), ranks)
+    if ranks.rank:
+        return []
+    told = [(rank, lacks[rank][0], *outcome) for rank, outcome in enumerate(found) if outcome]
+    return worst_per_node(_judge_rehearsal(told) + _judge_reading(told))
+
+
+def _try(config: configuration.Config, run: str, ranks: Ranks) -> tuple["Trial", str]:
+    """What this rank found out, or its problem."""
     trial, problem = Trial(), ""
     try:
         trial = _rehearse(config, run, ranks)
     except (ValueError, OSError) as error:
         problem = str(error)
-    except RuntimeError as error:  # torch's out-of-memory error is one
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
-        problem = f"{first_line}: make the micro-batch smaller, or end what uses its memory"
-        # Ranks that wait for this one in a collective of the backend may end before they hear of it.
+    except (RuntimeError, MemoryError) as error:  # torch's out-of-memory error is one
+        problem = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, MemoryError) or any(words in problem for words in NO_MEMORY):
+            problem += ": make the micro-batch smaller, or end what uses its memory"
+    if problem:
         logger.error("rank %d on %s: %s", ranks.rank, ranks.node, problem)
-    found = sweep.gather((ranks.node, trial, problem), ranks)
-    return worst_per_node(_judge_rehearsal(found) + _judge_reading(found)) if ranks.rank == 0 else []
+    return trial, problem
 
 
 def _no_plan(run: str) -> str:
@@ -173,6 +185,8 @@ class Trial(NamedTuple):
 
 
 def _rehearse(config: configuration.Config, run: str, ranks: Ranks) -> Trial:
+    import torch
+
     from brickreel.training import rehearsal as training
     from brickreel.training.buckets import BucketPlan
     from brickreel.training.encoding import choose_device
@@ -180,6 +194,8 @@ def _rehearse(config: configuration.Config, run: str, ranks: Ranks) -> Trial:
 
     plan = BucketPlan.from_json(files.read_json(_plan_path(run))["buckets"])
     settings, device = config.run(run), choose_device("auto", ranks.local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # a thread's device is GPU 0 until it says otherwise
     backend = training.build(config.base, settings, ranks, device)
     found = training.rehearse(backend, settings, plan, device)
     share = len(deal(0, settings.micro_batches, ranks.rank, ranks.world_size))
@@ -193,10 +209,10 @@ def _rehearse(config: configuration.Config, run: str, ranks: Ranks) -> Trial:
     return Trial(found.peak_gib or 0.0, found.total_gib or 0.0, share, needs, reads, damaged)
 
 
-def _judge_reading(found: list[tuple[str, Trial, str]]) -> list[Check]:
+def _judge_reading(found: list[tuple[int, str, Trial, str]]) -> list[Check]:
     """The dataset has to give every rank twice the clips that its steps take."""
     checks = []
-    for node, trial, problem in found:
+    for _, node, trial, problem in found:
         if trial.damaged:
             checks.append(Check("dataset reading", node, "fail", reason=trial.damaged))
         elif trial.reads is not None and not problem:
@@ -206,23 +222,26 @@ def _judge_reading(found: list[tuple[str, Trial, str]]) -> list[Check]:
                 " training would wait for data; copy the dataset to a faster file system, or raise `loader_threads`"
             )
             checks.append(at_least("dataset reading", node, trial.reads, "clips/s per rank", need, trial.needs, reason))
-    return checks or [Check("dataset reading", "all", "not measured", reason="no latents are there to read")]
+    return checks or [Check("dataset reading", "all", "not measured", reason="no latents were read")]
 
 
-def _judge_rehearsal(found: list[tuple[str, Trial, str]]) -> list[Check]:
+def _judge_rehearsal(found: list[tuple[int, str, Trial, str]]) -> list[Check]:
+    """`found`: rank, node, trial and problem of each rank that has ended."""
     checks = []
-    for rank, (node, (peak, total, *_), problem) in enumerate(found):
+    for rank, node, (peak, total, *_), problem in found:
         if problem:
             checks.append(Check("largest micro-batch", node, "fail", reason=f"rank {rank} on {node}: {problem}"))
         elif total and peak > MEMORY_WARN_SHARE * total:
             reason = f"rank {rank} on {node} used {peak:.1f} of {total:.1f} GiB: a little more and it fails"
             checks.append(Check("largest micro-batch", node, "warn", peak, "GiB", reason=reason))
     if not checks:
-        most = max(trial.peak_gib for _, trial, _ in found)
+        most = max(trial.peak_gib for *_, trial, _ in found)
         checks = [Check("largest micro-batch", "all", "pass", most or None, "GiB", "fits on every rank")]
-    shares = {trial.share for _, trial, problem in found if not problem}
-    most = max(shares, default=0)
-    if len(shares) <= 1:
+    shares = {trial.share for *_, trial, problem in found if not problem}
+    if not shares:
+        return [*checks, Check("equal shares", "all", "not measured", reason="no rank has taken a step")]
+    most = max(shares)
+    if len(shares) == 1:
         return [*checks, Check("equal shares", "all", "pass", most, "micro-batches", "equal on all ranks")]
     reason = f"ranks have {min(shares)} to {most} micro-batches per step: they would wait for each other for ever"
     return [*checks, Check("equal shares", "all", "fail", most, "micro-batches", "equal on all ranks", reason)]

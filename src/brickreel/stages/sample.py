@@ -77,46 +77,26 @@ def _done(job: Job, run: str, config: configuration.Config) -> bool:
 
 
 def _generate(jobs: list[Job], run: str, config: configuration.Config, local_rank: int) -> None:
-    settings = config.sample
-    machine = Generation(config.base, settings, config.run(run), local_rank)
+    machine = Generation(config.base, config.sample, config.run(run), local_rank)
     with Bar(f"sample {run}", len(jobs), "videos") as bar:
         for weights, of_weights in itertools.groupby(jobs, key=lambda job: job.weights):
             broken = machine.use(weights)
-            for (conditional, length), alike in itertools.groupby(
-                of_weights, key=lambda job: (job.conditional, job.length)
-            ):
-                todo = list(alike)
-                together = max(1, settings.batch_size // length)
-                for start in range(0, len(todo), together):
-                    batch = todo[start : start + together]
-                    _make(batch, machine, broken, conditional, length, run, config)
-                    bar.advance(len(batch), f"step {weights.step} {weights.kind}")
+            for job in of_weights:
+                _make(job, machine, broken, run, config)
+                bar.advance(note=f"step {weights.step} {weights.kind}")
 
 
-def _make(
-    batch: list[Job],
-    machine: Generation,
-    broken: str | None,
-    conditional: bool,
-    length: int,
-    run: str,
-    config: configuration.Config,
-) -> None:
-    """Generate and write one batch; a failure becomes a row with its reason."""
+def _make(job: Job, machine: Generation, broken: str | None, run: str, config: configuration.Config) -> None:
+    """Generate and write one video; a failure becomes a row with its reason."""
     started = time.monotonic()
-    reasons: list[str | None] = [broken] * len(batch)
-    videos: list[Any] = [None] * len(batch)
-    if broken is None:
-        videos, reasons = machine.videos([(job.prompt, job.seed) for job in batch], conditional, length)
-    seconds = (time.monotonic() - started) / len(batch)
-    for job, frames, reason in zip(batch, videos, reasons, strict=True):
-        path = _path(job, run, config)
-        if frames is not None:
-            hold = config.sample.hold
-            video.write(path, frames, config.sample.pose_rate * hold, [hold] * len(frames))
-        finish(path, key(job, config.sample, config.base), _row(job, path, frames, seconds, reason, config.sample))
-        if reason:
-            logger.warning("sample %s: %s: %s", run, path.name, reason)
+    frames, reason = (None, broken) if broken else machine.video(job)
+    seconds = time.monotonic() - started
+    path, hold = _path(job, run, config), config.sample.hold
+    if frames is not None:
+        video.write(path, frames, config.sample.pose_rate * hold, [hold] * len(frames))
+    finish(path, key(job, config.sample, config.base), _row(job, path, frames, seconds, reason, config.sample))
+    if reason:
+        logger.warning("sample %s: %s: %s", run, path.name, reason)
 
 
 def _row(

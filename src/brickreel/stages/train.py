@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from brickreel import files, tables
-from brickreel.cluster import distributed
+from brickreel.cluster import distributed, hang, site_env
 from brickreel.cluster.exits import Interrupted
 from brickreel.cluster.ranks import Ranks
 from brickreel.config import Config, Run, RunData
@@ -34,7 +34,8 @@ def run(config: Config, run: str) -> None:
         return
     from brickreel.stages import preflight
 
-    ranks = distributed.start()
+    patience_s = hang.outlasting_s(site_env.read().hang_s)
+    ranks = distributed.start(patience_s=patience_s, evidence=Path("logs/train") / run)
     try:
         preflight.before_training(config, run, ranks)
         attempt(config, run, folder, plan, ranks)
@@ -99,11 +100,12 @@ def attempt(config: Config, name: str, folder: Path, plan: Any, ranks: Ranks) ->
 def prepare(trainer: Any, config: Config, plan: Any) -> None:
     """Dataset, order and model, and what is known of them beside the results."""
     from brickreel.training import lora, recipe
+    from brickreel.training.buckets import read_index
     from brickreel.training.dataset import Dataset
     from brickreel.training.order import Order
 
     run = trainer.run
-    index = tables.read("encode_index", INDEX, where=pc.field("outcome") == "ok")
+    index = read_index(INDEX, pc.field("outcome") == "ok")
     order = Order(plan, run.seed)
     model = lora.base_transformer(config.base)
     channels = (model.config.in_channels, model.config.caption_channels)
@@ -111,6 +113,7 @@ def prepare(trainer: Any, config: Config, plan: Any) -> None:
     dataset = Dataset(index, run.data, plan, order.identity, channels, reader)
     if run.lora:
         lora.inject(model, run.lora, run.seed)
+    model.recompute(run.grad_checkpoint)
     trainer.prepare(model, dataset, order, recipe.of(config.base, run))
     if trainer.ranks.rank == 0:
         files.write_json(trainer.folder / "settings.json", run.model_dump(mode="json"))
@@ -122,13 +125,16 @@ def online_reader(config: Config, data: RunData, device: Any) -> Any:
     """Decodes and encodes the clips themselves; `encode`'s index still says which are shown in which shape."""
     from brickreel.stages import encode
     from brickreel.training.encoding import Encoder
-    from brickreel.training.online import OnlineReader
+    from brickreel.training.online import Clips, OnlineReader
 
-    clips = tables.read("cut_index", encode.CLIPS, where=pc.field("outcome") == "ok").to_pylist()
-    texts = encode.read_texts(clips)
-    keys = {(clip["clip_id"], clip["kind"]): clip for clip in clips}
-    captioned = {key: clip | {"text": texts[key]} for key, clip in keys.items() if key in texts}
-    return OnlineReader(captioned, data, Encoder.load(config.base, config.encode, device))
+    good = pc.field("outcome") == "ok"
+    cut = tables.read("cut_index", encode.CLIPS, Clips.COLUMNS, good)
+    if encode.CAPTIONS.exists() or not pc.any(pc.not_equal(cut["text"], "")).as_py():
+        described = good & (pc.field("text") != "")
+        captions = tables.read("captions", encode.CAPTIONS, ["clip_id", "kind", "text"], described)
+    else:
+        captions = tables.SCHEMAS["captions"].empty_table()
+    return OnlineReader(Clips(cut, captions), data, Encoder.load(config.base, config.encode, device))
 
 
 def finish(trainer: Any, config: Config) -> None:

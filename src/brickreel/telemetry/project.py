@@ -1,12 +1,17 @@
 """Everything a project's folder holds, read for the report: what is absent or half-written becomes a named gap."""
 
+import heapq
+import itertools
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from brickreel import files, tables
 from brickreel.cluster import site_env
@@ -15,6 +20,10 @@ from brickreel.telemetry.steps import Steps
 
 RESULTS = Path("results")
 LOGS = Path("logs")
+EXAMPLES = 3
+_OF_CLIPS = ("outcome", "kind", "split", "cadence", "licence")
+_OF_SAMPLES = ("outcome", "bucket", "split")
+_PAID = ("usd", "tokens_in", "tokens_out", "latency_s")
 
 
 @dataclass
@@ -51,17 +60,21 @@ class ProjectFiles:
     """The whole project."""
 
     name: str
-    films: list[dict[str, Any]]
-    clips: list[dict[str, Any]]
-    cut: list[dict[str, Any]]
-    captions: list[dict[str, Any]]
-    ledger: list[dict[str, Any]]
-    caption_forecast_usd: float | None
+    films: list[dict[str, Any]] = field(default_factory=list)
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    """Of this and the next tables, which may have millions of rows: rows that are alike as one, with their `count`."""
+    cut: list[dict[str, Any]] = field(default_factory=list)
+    captions: list[dict[str, Any]] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """Some captions."""
+    ledger: dict[str, Any] = field(default_factory=lambda: _spent(()))
+    """Of all caption requests."""
+    caption_forecast_usd: float | None = None
     """What all requests were expected to cost, before any was sent."""
-    encoded: list[dict[str, Any]]
-    runs: list[RunFiles]
-    site: dict[str, str]
-    gaps: list[Gap]
+    encoded: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[RunFiles] = field(default_factory=list)
+    site: dict[str, str] = field(default_factory=dict)
+    gaps: list[Gap] = field(default_factory=list)
 
 
 class Reader:
@@ -70,10 +83,10 @@ class Reader:
     def __init__(self) -> None:
         self.gaps: list[Gap] = []
 
-    def table(self, what: str, name: str, path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
-        """Rows of a table; none, and a gap, when it cannot be read."""
+    def rows(self, what: str, path: Path, read: Callable[[Path], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Rows that `read` makes of a table; none, and a gap, when it cannot be read."""
         try:
-            return tables.read(name, path, columns).to_pylist()
+            return read(path)
         except (OSError, ValueError, pa.ArrowInvalid) as error:
             self.gap(what, error, path)
             return []
@@ -90,24 +103,24 @@ class Reader:
             return None
         return value
 
-    def log(self, what: str, name: str, paths: list[Path], wanted: bool = True) -> list[dict[str, Any]]:
+    def log(self, what: str, name: str, paths: list[Path], wanted: bool = True) -> Iterator[dict[str, Any]]:
         """Rows of JSON-lines logs that fit their schema; others are counted in a gap."""
-        rows, strange = [], 0
-        names = set(tables.SCHEMAS[name].names)
+        good, strange = 0, 0
+        names = set(tables.SCHEMAS[name].names) - tables.LATER
         for path in paths:
             try:
-                found = files.read_json_lines(path)
+                for row in files.json_lines(path):
+                    if isinstance(row, dict) and names <= set(row):
+                        good += 1
+                        yield row
+                    else:
+                        strange += 1
             except OSError as error:
                 self.gap(what, error, path)
-                continue
-            good = [row for row in found if isinstance(row, dict) and names <= set(row)]
-            strange += len(found) - len(good)
-            rows += good
         if strange:
             self.gaps.append(Gap(what, f"{strange} rows do not have the columns of `{name}` and are left out"))
-        if not rows and wanted and not strange:
+        if not good and wanted and not strange:
             self.gaps.append(Gap(what, "no row was written yet"))
-        return rows
 
     def steps(self, what: str, folder: Path) -> dict[int, Steps]:
         """The step logs of a run by attempt; what cannot be read becomes a gap."""
@@ -127,20 +140,78 @@ class Reader:
 def read(name: str, run_names: list[str]) -> ProjectFiles:
     """Read the project in the working directory. Never fails for something that is missing or broken."""
     reader = Reader()
-    films = reader.table("sources and licences", "sources", RESULTS / "ingest/sources.parquet")
-    clips = reader.table("what curation kept and dropped", "clips", RESULTS / "curate/clips.parquet")
-    cut = reader.table("clips and stills", "cut_index", RESULTS / "cut/index.parquet")
-    captions = reader.table("captions", "captions", RESULTS / "caption/captions.parquet")
-    ledger = reader.log(
-        "caption requests", "ledger", sorted((LOGS / "caption").glob("**/*ledger*.jsonl")), wanted=False
+    films = reader.rows("sources and licences", RESULTS / "ingest/sources.parquet", partial(_whole, "sources"))
+    clips = reader.rows("what curation kept and dropped", RESULTS / "curate/clips.parquet", _clips)
+    cut = reader.rows("clips and stills", RESULTS / "cut/index.parquet", partial(_alike, "cut_index", _OF_CLIPS))
+    captions = reader.rows("captions", RESULTS / "caption/captions.parquet", _captions)
+    examples = reader.rows("captions", RESULTS / "caption/captions.parquet", _examples) if captions else []
+    ledger = _spent(
+        reader.log("caption requests", "ledger", sorted((LOGS / "caption").glob("**/*ledger*.jsonl")), wanted=False)
     )
-    encoded = reader.table("encoded samples", "encode_index", RESULTS / "encode/index.parquet")
+    encoded = reader.rows(
+        "encoded samples", RESULTS / "encode/index.parquet", partial(_alike, "encode_index", _OF_SAMPLES)
+    )
     told = RESULTS / "caption/forecast.json"
     usd = (reader.json("forecast of captions", told) or {}).get("usd") if told.exists() else None
     forecast = float(usd) if isinstance(usd, int | float) else None
     runs = [_read_run(reader, run) for run in run_names]
     site = site_settings(site_env.SITE_ENV, os.environ)
-    return ProjectFiles(name, films, clips, cut, captions, ledger, forecast, encoded, runs, site, reader.gaps)
+    return ProjectFiles(name, films, clips, cut, captions, examples, ledger, forecast, encoded, runs, site, reader.gaps)
+
+
+def _whole(name: str, path: Path) -> list[dict[str, Any]]:
+    return tables.read(name, path).to_pylist()
+
+
+def _alike(name: str, by: Sequence[str], path: Path) -> list[dict[str, Any]]:
+    return tables.tally(tables.batches(name, path, by), by)
+
+
+def _clips(path: Path) -> list[dict[str, Any]]:
+    """With sums of the poses, frames of the film and seconds that are known."""
+    columns = ["outcome", "reason", "start_frame", "end_frame", "fps", "pose_frames"]
+    measured = map(_lengths, tables.batches("clips", path, columns))
+    return tables.tally(measured, ["outcome", "reason"], ["poses", "frames", "seconds"])
+
+
+def _lengths(clips: pa.RecordBatch) -> pa.RecordBatch:
+    frames = pc.subtract(clips["end_frame"], clips["start_frame"])
+    seconds = pc.divide(frames, pc.if_else(pc.equal(clips["fps"], 0), None, clips["fps"]))
+    added = clips.append_column("poses", pc.list_value_length(clips["pose_frames"]))
+    return added.append_column("frames", frames).append_column("seconds", seconds)
+
+
+def _captions(path: Path) -> list[dict[str, Any]]:
+    """With sums of words, tokens and money."""
+    by, sums = ["outcome", "reason", "model", "source"], ["tokens_in", "tokens_out", "usd"]
+    return tables.tally(map(_worded, tables.batches("captions", path, [*by, *sums, "text"])), by, [*sums, "words"])
+
+
+def _worded(captions: pa.RecordBatch) -> pa.RecordBatch:
+    return captions.append_column("words", pc.list_value_length(pc.utf8_split_whitespace(captions["text"])))
+
+
+def _examples(path: Path) -> list[dict[str, Any]]:
+    """Captions from all over the table, of clips where there are any: by a hash, whatever order they stand in."""
+    batches = tables.batches("captions", path, ["clip_id", "kind", "text", "outcome"], pc.field("outcome") == "ok")
+    rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+    return heapq.nsmallest(EXAMPLES, rows, key=lambda row: (row["kind"] != "clip", files.draw_of(row["clip_id"])))
+
+
+def _spent(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Requests of the ledger, and sums over those where a value is known; null where none is."""
+    requests = 0
+    sums: Counter[str] = Counter()
+    known: Counter[str] = Counter()
+    for row in rows:
+        requests += 1
+        for name in _PAID:
+            if row[name] is not None:
+                sums[name] += row[name]
+                known[name] += 1
+    found = {name: sums[name] if known[name] else None for name in _PAID}
+    latency_s = found.pop("latency_s")
+    return {"requests": requests, **found, "latency_mean_s": latency_s and latency_s / known["latency_s"]}
 
 
 def one_run(run: str) -> ProjectFiles:
@@ -148,7 +219,7 @@ def one_run(run: str) -> ProjectFiles:
     reader = Reader()
     found = _read_run(reader, run)
     site = site_settings(site_env.SITE_ENV, os.environ)
-    return ProjectFiles(run, [], [], [], [], [], None, [], [found], site, reader.gaps)
+    return ProjectFiles(run, runs=[found], site=site, gaps=reader.gaps)
 
 
 def known_runs(configured: list[str]) -> list[str]:
@@ -165,7 +236,7 @@ def _read_run(reader: Reader, run: str) -> RunFiles:
     samples = [
         row
         for path in sorted(sample.glob("step-*/samples.parquet"))
-        for row in reader.table("samples", "samples", path)
+        for row in reader.rows("samples", path, partial(_whole, "samples"))
     ]
     if not samples:
         reader.gaps.append(Gap(f"{run}: sampled videos", f"{sample} has none: the stage has not run"))
@@ -176,9 +247,9 @@ def _read_run(reader: Reader, run: str) -> RunFiles:
         settings=_optional(train / "settings.json"),
         dataset=_optional(train / "dataset.json"),
         job=_optional(train / "job.json"),
-        attempts=reader.log(f"{run}: attempts", "attempts", [train / "attempts.jsonl"]),
+        attempts=list(reader.log(f"{run}: attempts", "attempts", [train / "attempts.jsonl"])),
         steps=reader.steps(f"{run}: steps", train / "steps"),
-        gauge=reader.log(f"{run}: held-out loss", "gauge", [train / "gauge.jsonl"]),
+        gauge=list(reader.log(f"{run}: held-out loss", "gauge", [train / "gauge.jsonl"])),
         samples=samples,
         sheet=next((path for path in sheets if path.is_file()), None),
         nearest=nearest if (nearest := RESULTS / "evaluate" / run / "nearest.jpg").is_file() else None,

@@ -17,7 +17,7 @@ SLACK_S = 2.0
 """Between the clocks of two nodes, and for a recorder that starts late."""
 STARTING_S = 60.0
 """An attempt without steps and without an end counts as alive for so long."""
-RECOMPUTE = 4 / 3
+RECOMPUTE = 1 / 3
 """Forward and backward cost 1 and 2 forward passes; recomputing every block adds one more."""
 
 Recorded = Sequence[Digest]
@@ -134,7 +134,7 @@ def _flop_use(run: RunFiles, attempts: Sequence[Attempt], gpus: Sequence[dict[st
     peak = peaks.bf16_tflops(name)
     achieved = flops["tflop_per_s_per_gpu"]
     mfu = 100 * achieved / peak if achieved is not None and peak else None
-    recomputes = bool(setting(run.settings, "grad_checkpoint"))
+    recomputed = float(setting(run.settings, "grad_checkpoint") or 0)
     why: str | None
     if peak is None:
         why = f"the peak of '{name}' is not in the table" if name else "no GPU"
@@ -145,8 +145,8 @@ def _flop_use(run: RunFiles, attempts: Sequence[Attempt], gpus: Sequence[dict[st
         "gpu_name": name,
         "peak_tflop_per_s": peak,
         "mfu_pct": mfu,
-        "hfu_pct": None if mfu is None else mfu * (RECOMPUTE if recomputes else 1),
-        "recomputes": recomputes,
+        "hfu_pct": None if mfu is None else mfu * (1 + recomputed * RECOMPUTE),
+        "recomputes": recomputed > 0,
         "mfu_missing": why,
     }
 

@@ -10,8 +10,9 @@ repeating, and the remainder is dropped from the shuffled bucket, so that each e
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,14 @@ _ORDER = ("bucket", "clip_id", "kind", "sample_id")
 _REPEATED = frozenset({"bucket", "kind", "split", "file", "text_file", "outcome", "reason"})
 _READ = pa.schema(
     field.remove_metadata() for field in tables.SCHEMAS["encode_index"] if field.name not in ("data_keys", "film_id")
+)
+_NEEDED = [*_READ.names, "data_keys"]
+_WORDS = pa.dictionary(pa.int32(), pa.large_string())
+_PACKED = pa.schema(
+    field.with_type(_WORDS if field.name in _REPEATED else pa.large_string())
+    if pa.types.is_string(field.type)
+    else field
+    for field in _READ
 )
 
 
@@ -129,25 +138,37 @@ def data_key(data: RunData) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
-def rows_of(index: pa.Table, data: RunData) -> pa.Table:
+def read_index(path: Path, where: Any = None) -> Iterator[pa.RecordBatch]:
+    """What `rows_of` needs of `encode`'s index, batch by batch; `where` as for `tables.batches`."""
+    return tables.batches("encode_index", path, _NEEDED, where)
+
+
+def rows_of(index: pa.Table | Iterable[pa.RecordBatch], data: RunData) -> pa.Table:
     """The index's rows that concern a run's data, in the order that everything counts on.
 
-    Columns that repeat a few words are dictionaries: what stays is about a hundred bytes per sample.
+    Columns that repeat a few words are dictionaries: what stays is less than two hundred bytes per sample.
     """
-    key, order = data_key(data), [(name, "ascending") for name in _ORDER]
-    wide = pa.schema(field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field for field in _READ)
-    parts = [_concerning(batch, key) for batch in index.select([*_READ.names, "data_keys"]).to_batches()]
-    rows = pa.Table.from_batches(parts, _READ).cast(wide).sort_by(order)
-    for place, name in enumerate(rows.column_names):
-        if name in _REPEATED:
-            rows = rows.set_column(place, name, pc.dictionary_encode(rows[name]))
-    return rows
+    batches = index.select(_NEEDED).to_batches() if isinstance(index, pa.Table) else index
+    key = data_key(data)
+    parts = (_packed(concerning(batch, key, _READ.names)) for batch in batches)
+    rows = pa.Table.from_batches(parts, _PACKED).unify_dictionaries()
+    words = pa.table({name: rows[name].cast(pa.large_string()) for name in _ORDER})
+    return rows.take(pc.sort_indices(words, [(name, "ascending") for name in _ORDER]))
 
 
-def _concerning(batch: pa.RecordBatch, key: str) -> pa.RecordBatch:
+def _packed(batch: pa.RecordBatch) -> pa.RecordBatch:
+    columns = [
+        column.cast(pa.large_string()).dictionary_encode() if field.name in _REPEATED else column.cast(field.type)
+        for column, field in zip(batch.columns, _PACKED, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=_PACKED)
+
+
+def concerning(batch: pa.RecordBatch, key: str, columns: Sequence[str]) -> pa.RecordBatch:
+    """Columns of the index's rows that concern the data settings of this `data_key`."""
     keys = batch["data_keys"]
     named = pc.list_parent_indices(keys).filter(pc.equal(pc.list_flatten(keys), key))
-    return batch.select(_READ.names).take(named)
+    return batch.select(columns).take(named)
 
 
 @dataclass(frozen=True)
@@ -210,7 +231,7 @@ def _bytes(values: pa.Array) -> tuple[Any, Any, Any]:
     return valid, pc.binary_length(texts).to_numpy().tobytes(), joined[0].as_buffer()
 
 
-def plan_buckets(index: pa.Table, run: Run) -> BucketPlan:
+def plan_buckets(index: pa.Table | Iterable[pa.RecordBatch], run: Run) -> BucketPlan:
     """Plan a run's buckets from `encode`'s index.
 
     Raises ValueError when the run would have nothing to show.

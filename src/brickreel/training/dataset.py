@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from brickreel.cluster import exits
 from brickreel.config import RunData
 from brickreel.training import latents
 from brickreel.training.buckets import BucketPlan, fingerprint, rows_of, split_of
@@ -40,6 +41,8 @@ class Batch:
     """Pixels."""
     fps: list[float]
     scaling_factor: float
+    passing: str = ""
+    """One of the problems that is a file system's and not the sample's; empty when none is."""
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -55,7 +58,7 @@ class Dataset:
 
     def __init__(
         self,
-        index: pa.Table,
+        index: pa.Table | Iterable[pa.RecordBatch],
         data: RunData,
         plan: BucketPlan,
         identity: str,
@@ -100,12 +103,15 @@ def read_batch(
     """
     samples: list[latents.Sample | None] = []
     problems = []
+    passing = ""
     for row, showing in zip(rows, showings, strict=True):
         try:
             samples.append(reader(row, showing))
         except (ValueError, OSError) as error:
             samples.append(None)
             problems.append(str(error))
+            if exits.passes(error) or exits.passes(error.__cause__):
+                passing = problems[-1]
     size = next((sample.mean.shape[2:] for sample in samples if sample is not None), (2, 2))
     tokens = max([len(sample.text) for sample in samples if sample is not None], default=1)
     mean = torch.zeros(len(rows), channels[0], frames, *size, dtype=torch.bfloat16)
@@ -129,6 +135,7 @@ def read_batch(
         width=rows[0]["width"],
         fps=[row["pose_rate"] for row in rows],
         scaling_factor=rows[0]["scaling_factor"],
+        passing=passing,
     )
 
 

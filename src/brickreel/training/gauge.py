@@ -5,6 +5,7 @@ same questions, and the answers are reported per range of timesteps, with an int
 """
 
 import hashlib
+import heapq
 import math
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -54,11 +56,11 @@ def clips_within_budget(run: Run, plan: BucketPlan, available: int) -> int:
 def questions(dataset: Dataset, run: Run, plan: BucketPlan) -> list[Question]:
     """The frozen questions: clips spread over the held-out films and buckets, each at one timestep per bin."""
     rows = dataset.heldout.rows
-    first = [int(place) for clips in dataset.heldout.clips.values() for place in clips[:, 0]]
-    names = rows["sample_id"].take(first).to_pylist() if first else []
+    first = np.concatenate([np.zeros(0, np.int64), *(clips[:, 0] for clips in dataset.heldout.clips.values())])
+    names = (name.as_py() for name in rows["sample_id"].take(first))
     # By a hash of the name: a dataset that grows keeps most of its questions.
-    drawn = sorted(zip((hashlib.blake2b(name.encode()).digest() for name in names), first, strict=True))
-    chosen = [place for _, place in drawn[: clips_within_budget(run, plan, len(first))]]
+    drawn = zip((hashlib.blake2b(name.encode()).digest() for name in names), first.tolist(), strict=True)
+    chosen = [place for _, place in heapq.nsmallest(clips_within_budget(run, plan, len(first)), drawn)]
     asked = []
     for clip, row in enumerate(rows.take(chosen).to_pylist() if chosen else []):
         generator = Showing(f"gauge/{row['sample_id']}", 0).generator("timestep")

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from brickreel.cluster import sweep
 from brickreel.cluster.exits import Interrupted
 from brickreel.cluster.ranks import Ranks
 from brickreel.config import Run, Train
@@ -89,8 +90,6 @@ class Trainer:
         refuse it.
         """
         self.model_settings = model.config
-        if self.run.grad_checkpoint:
-            model.enable_gradient_checkpointing()  # type: ignore[operator]
         self.dataset, self.order, self.made_of = dataset, order, made_of
         backend = backends.choose(self.run.backend, self.ranks.world_size, self.device)
         self.backend = backends.build(backend, model.train(), self.run, self.ranks.world_size, self.device)
@@ -223,7 +222,7 @@ class Trainer:
         return torch.stack([total.detach(), counted.sum(), unreadable]).double()
 
     def _agree(self, sums: torch.Tensor, request: StopRequest) -> Outcome:
-        """Bring the step's numbers together: the one place where the host waits for the device."""
+        """Bring the step's numbers together: where the host waits for the device's numbers."""
         squares = self.backend.squares()
         flag = torch.tensor([float(bool(request))], dtype=torch.float64, device=self.device)
         mine = torch.cat([sums, flag, squares])
@@ -306,16 +305,20 @@ class Trainer:
     def _check_limits(self, shown: "_Shown") -> None:
         for sentence in shown.problems:
             logger.warning("%s: %s; it counts as absent", self.name, sentence)
+        if self.skipped_in_a_row < self.run.max_skipped and self.progress.unreadable < self.run.max_unreadable:
+            return
+        # The ranks stop together: what one of them knows decides whether trying again makes sense.
+        if passing := next(filter(None, sweep.gather(shown.passing, self.ranks)), ""):
+            raise ConnectionError(f"the dataset is out of reach: {passing}")
         if self.skipped_in_a_row >= self.run.max_skipped:
             raise ValueError(
                 f"{self.skipped_in_a_row} steps in a row were not finite (max_skipped): lower schedule.lr, or look at"
                 f" the samples of the last steps in {self.log.path}"
             )
-        if self.progress.unreadable >= self.run.max_unreadable:
-            raise ValueError(
-                f"{self.progress.unreadable} samples could not be read (max_unreadable): encode them again, the"
-                " warnings above name the files"
-            )
+        raise ValueError(
+            f"{self.progress.unreadable} samples could not be read (max_unreadable): encode them again, the"
+            " warnings above name the files"
+        )
 
 
 class _Shown:
@@ -324,6 +327,7 @@ class _Shown:
     def __init__(self) -> None:
         self.ids: list[str] = []
         self.problems: list[str] = []
+        self.passing = ""
         self.samples = self.tokens = 0
         self.flops = 0.0
 
@@ -332,6 +336,7 @@ class _Shown:
         frames, rows, columns = batch.grid
         self.ids += batch.ids
         self.problems += batch.problems
+        self.passing = batch.passing or self.passing
         self.samples += len(batch.ids)
         self.tokens += len(batch.ids) * frames * -(-rows // 2) * -(-columns // 2)
         self.flops += PASSES * sum(forward_flops(settings, frames, rows, columns, length) for length in batch.lengths)

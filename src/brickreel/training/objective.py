@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from brickreel.config import Run
 from brickreel.diffusion import masks
 from brickreel.diffusion.iddpm import IDDPM
+from brickreel.diffusion.rectified_flow import RectifiedFlow, logit_normal, resolution_shift
 from brickreel.training.dataset import Batch
 
 TIMESTEPS = 1000
@@ -32,11 +33,7 @@ class Diffusion(Protocol):
 
 def diffusion(run: Run) -> Diffusion:
     """The objective that the run names."""
-    if run.objective == "iddpm":
-        return IDDPM()
-    from brickreel.diffusion.rectified_flow import RectifiedFlow
-
-    return RectifiedFlow()
+    return IDDPM() if run.objective == "iddpm" else RectifiedFlow()
 
 
 class Draw(NamedTuple):
@@ -51,20 +48,28 @@ class Draw(NamedTuple):
 
 def draw(batch: Batch, run: Run, device: torch.device) -> Draw:
     """Training's draws: latent from the posterior, noise, timestep, clean frames and text dropout."""
-    timesteps, drops, frame_masks = [], [], []
+    drops, frame_masks = [], []
     for showing in batch.showings:
-        timesteps.append(int(showing.generator("timestep").integers(TIMESTEPS)))
         drops.append(bool(showing.generator("text").random() < run.text_dropout))
         if run.mask_ratios:
             chance = random.Random(int(showing.generator("mask").integers(2**63)))  # noqa: S311  (not for secrets)
             frame_masks.append(masks.draw(run.mask_ratios, batch.frames, chance))
     return Draw(
         latents(batch, device),
-        torch.tensor(timesteps, device=device),
+        timesteps(batch, run).to(device),
         noise(batch, device),
         torch.stack(frame_masks).to(device) if frame_masks else None,
         torch.tensor(drops, device=device),
     )
+
+
+def timesteps(batch: Batch, run: Run) -> Tensor:
+    """Each showing's own timestep [B]: whole and uniform for IDDPM, continuous and logit-normal for rectified flow."""
+    chances = [showing.generator("timestep") for showing in batch.showings]
+    if run.objective == "iddpm":
+        return torch.tensor([int(chance.integers(TIMESTEPS)) for chance in chances])
+    ratio = resolution_shift(batch.height, batch.width, batch.frames)
+    return torch.tensor([logit_normal(chance.standard_normal(), ratio) for chance in chances])
 
 
 def latents(batch: Batch, device: torch.device) -> Tensor:

@@ -1,8 +1,12 @@
 """Online encoding: decode, crop and encode clips at every step, as the origin did, instead of reading latents."""
 
 import threading
+from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from brickreel.config import RunData
 from brickreel.training import showing
@@ -12,21 +16,54 @@ from brickreel.training.latents import Sample
 from brickreel.training.randomness import Showing
 
 
+class ByName:
+    """Rows of a table by `clip_id` and `kind`, the last of several. As dicts they would take seven times the memory."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self.rows, self.ids, self.kinds = rows, rows["clip_id"], rows["kind"]
+        self.order = pc.sort_indices(rows, [("clip_id", "ascending"), ("kind", "ascending")])
+
+    def get(self, clip_id: str, kind: str) -> dict[str, Any] | None:
+        """The row, None where there is none."""
+        place = bisect_right(self.order, (clip_id, kind), key=self._name) - 1
+        if place < 0 or self._name(self.order[place]) != (clip_id, kind):
+            return None
+        return self.rows.slice(self.order[place].as_py(), 1).to_pylist()[0]
+
+    def _name(self, place: pa.Scalar) -> tuple[str, str]:
+        return self.ids[place.as_py()].as_py(), self.kinds[place.as_py()].as_py()
+
+
+class Clips:
+    """Clips and stills that have a caption: the caption stage's, else the one that came with an adopted dataset."""
+
+    COLUMNS = ("clip_id", "kind", "path", "frames", "holds", "in_poses", "width", "height", "text")
+    """What is needed of the cut index; of captions the names and `text`."""
+
+    def __init__(self, cut: pa.Table, captions: pa.Table) -> None:
+        self.cut, self.captions = ByName(cut), ByName(captions)
+
+    def get(self, clip_id: str, kind: str) -> dict[str, Any] | None:
+        """The row of the cut index with its `text`."""
+        clip, caption = self.cut.get(clip_id, kind), self.captions.get(clip_id, kind)
+        text = (caption or {}).get("text") or (clip or {}).get("text")
+        return clip | {"text": text} if clip and text else None
+
+
 class OnlineReader:
     """Reads a sample from its clip's file: every showing has a start and a crop of its own.
 
-    `clips`: (clip_id, kind) -> row of the cut index with a `text`. The draws belong to the showing, so that they are
-    the same on any number of ranks.
+    The draws belong to the showing, so that they are the same on any number of ranks.
     """
 
-    def __init__(self, clips: Mapping[tuple[str, str], Mapping[str, Any]], data: RunData, encoder: Encoder) -> None:
+    def __init__(self, clips: Clips, data: RunData, encoder: Encoder) -> None:
         self.clips, self.data, self.encoder = clips, data, encoder
         # A tokenizer must not be used by two loader threads at once.
         self.lock = threading.Lock()
 
     def __call__(self, row: Mapping[str, Any], shown: Showing) -> Sample:
         """Encode one showing. Raises ValueError or OSError when the clip is gone or cannot be decoded."""
-        clip = self.clips.get((row["clip_id"], row["kind"]))
+        clip = self.clips.get(row["clip_id"], row["kind"])
         if clip is None:
             raise ValueError(f"clip {row['clip_id']} ({row['kind']}) is not in the cut index with a caption any more")
         with self.lock:

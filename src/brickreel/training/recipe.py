@@ -23,6 +23,8 @@ MAY_CHANGE = {
 def of(base: Base, run: Run) -> dict[str, Any]:
     """JSON values by name; without the base model where its weights are not on this machine."""
     found = run.model_dump(mode="json", exclude=MAY_CHANGE)
+    if run.objective == "rectified-flow":
+        found["objective"] += " with logit-normal, shifted timesteps"  # with others it is another objective
     with suppress(FileNotFoundError):
         found["base.transformer"] = load.fingerprint("transformer", **base.transformer.model_dump())
     return found

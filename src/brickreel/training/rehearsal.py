@@ -53,8 +53,7 @@ def build(base: Base, run: Run, ranks: Ranks, device: torch.device) -> Any:
     model = load.empty_transformer(folder)
     if run.lora:
         lora.inject(model, run.lora, run.seed)
-    if run.grad_checkpoint:
-        model.enable_gradient_checkpointing()
+    model.recompute(run.grad_checkpoint)
     name = backends.choose(run.backend, ranks.world_size, device)
     return backends.build(name, model.train(), run, ranks.world_size, device)
 

@@ -173,23 +173,32 @@ def test_every_trained_parameter_gets_a_gradient(model):
     ("change", "words"),
     [
         ({"x": torch.zeros(2, 3, 4, 6, 10)}, "x must be"),
+        ({"x": torch.zeros(0, 4, 4, 6, 10)}, "x must be"),
+        ({"x": torch.zeros(2, 4, 0, 6, 10)}, "x must be"),
+        ({"x": torch.zeros(2, 4, 4, 0, 10)}, "x must be"),
         ({"t": torch.zeros(3)}, "timestep must be"),
         ({"y": torch.zeros(2, 1, 13, 48)}, "13 text tokens, the model takes 1 to 12"),
         ({"y": torch.zeros(2, 1, 12, 40)}, "y must be"),
+        ({"y": torch.zeros(2, 2, 12, 48)}, "y must be"),
         ({"x_mask": torch.ones(2, 5, dtype=torch.bool)}, "x_mask must be"),
+        ({"x_mask": torch.ones(2, 4)}, r"x_mask must be bool \[2, 4\], .* not torch.float32"),
+        ({"drop_text": torch.ones(3, dtype=torch.bool)}, "drop_text must be"),
+        ({"drop_text": torch.ones(2)}, "drop_text must be"),
         ({"fps": None}, "needs num_frames"),
         ({"mask": torch.ones(2, 11)}, "mask must be"),
         ({"mask": torch.ones(3, 12)}, "mask must be"),
+        ({"mask": torch.ones(0, 12)}, "mask must be"),
         ({"mask": torch.tensor([[1] * 12, [0] * 12])}, "without any text token"),
         ({"mask": [4, 13]}, "mask"),
         ({"mask": [0, 3]}, "mask"),
         ({"height": torch.tensor([360.0])}, "height must be"),
+        ({"ar": torch.ones(3)}, "ar must be"),
     ],
 )
 def test_wrong_shapes_are_named(model, change, words):
     case = {**parity.case("forward_cases", "vid_even"), **change}
     with pytest.raises(ValueError, match=words):
-        forward(model, case)
+        forward(model, case, drop_text=case.get("drop_text"))
 
 
 @pytest.mark.parametrize(
@@ -198,6 +207,22 @@ def test_wrong_shapes_are_named(model, change, words):
         ({"hidden_size": 100}, "multiple of 12"),
         ({"num_heads": 5}, "multiple of 12"),
         ({"patch_size": (2, 2, 2)}, "patch_size"),
+        ({"patch_size": (1, 0, 2)}, "patch_size"),
+        *(
+            ({name: 0}, f"{name} must be a whole number of at least 1, not 0")
+            for name in (
+                "depth",
+                "hidden_size",
+                "num_heads",
+                "caption_channels",
+                "model_max_length",
+                "in_channels",
+                "input_sq_size",
+            )
+        ),
+        ({"depth": 1.5}, "depth must be a whole number"),
+        ({"class_dropout_prob": 1.5}, "class_dropout_prob must be from 0 to 1"),
+        ({"class_dropout_prob": -0.1}, "class_dropout_prob must be from 0 to 1"),
         ({"attn_implementation": "xformers"}, "choose from auto, sdpa, flash"),
         ({"compat": "opensora-2"}, "only 'opensora-1.1'"),
         ({"deviations": ("bright",)}, "choose from norm-before-rope"),

@@ -1,4 +1,6 @@
+import io
 import json
+import logging
 
 import pytest
 import torch
@@ -67,6 +69,86 @@ def test_every_form_converts_to_the_same_model(kind, state, tmp_path):
 def test_raw_weights_are_taken_when_asked_for(state, tmp_path):
     out = convert.convert(written(tmp_path, "ema", state), tmp_path / "out", prefer_ema=False)
     assert not any(tensor.any() for tensor in out.state_dict().values())
+
+
+def test_which_weights_were_read_is_said(state, tmp_path, caplog):
+    """Of a file that has both, of a folder that has both, and of one that has no moving average."""
+    caplog.set_level(logging.INFO)
+    both = tmp_path / "both.pt"
+    torch.save({"ema": state, "model": {name: tensor + 1 for name, tensor in state.items()}}, both)
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    torch.save(state, mixed / "ema.pt")
+    save_file({name: tensor + 1 for name, tensor in state.items()}, mixed / "model.safetensors")
+    name = "t_block.1.bias"
+    for source, file in ((both, both), (mixed, mixed)):
+        for prefer_ema, added in ((True, 0), (False, 1)):
+            caplog.clear()
+            found = weights.read_checkpoint(source, prefer_ema)
+            assert torch.equal(found[name], state[name] + added)
+            assert str(file) in caplog.text
+            assert ("the moving average" if prefer_ema else "raw weights") in caplog.text
+    caplog.clear()
+    weights.read_checkpoint(written(tmp_path, "file.pt", state))
+    assert "file.pt: raw weights, for nothing there is called a moving average" in caplog.text
+    (mixed / "model.safetensors").unlink()
+    weights.read_checkpoint(mixed, prefer_ema=False)
+    assert "ema.pt: the moving average, for there are no raw weights" in caplog.text
+
+
+def described(folder, state, **settings):
+    """A folder with these weights, and a config.json that says this of them."""
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"_class_name": "STDiT2", **parity.SIZES, **settings}))
+    return folder
+
+
+def test_what_the_weights_do_not_tell_is_taken_from_the_settings_beside_them(state, tmp_path):
+    told = {"deviations": ["exact-scalars"], "class_dropout_prob": 0.25, "attn_implementation": "sdpa"}
+    source = described(tmp_path / "in", state, **told, input_sq_size=256, model_max_length=7, mlp_ratio=4.0)
+    convert.convert(source / "model.safetensors", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    # No row of the null text is lost that nobody asked to cut.
+    assert found | told | {"input_sq_size": 256, "model_max_length": 12} == found
+    convert.convert(source, tmp_path / "out", input_sq_size=1024, text_tokens=5)
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert found | told | {"input_sq_size": 1024, "model_max_length": 5} == found
+
+
+def test_weights_that_the_settings_beside_them_do_not_describe_are_refused(state, tmp_path):
+    without_last = {name: tensor for name, tensor in state.items() if not name.startswith("blocks.1.")}
+    with pytest.raises(ValueError, match=r"config\.json says depth 2 and not 1.*weights are missing"):
+        convert.convert(described(tmp_path / "short", without_last), tmp_path / "out")
+    with pytest.raises(ValueError, match="describes a UNet2DModel, not an STDiT2"):
+        convert.convert(described(tmp_path / "other", state, _class_name="UNet2DModel"), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"no STDiT2 can have: deviations \['bright'\] are not known"):
+        convert.convert(described(tmp_path / "wrong", state, deviations=["bright"]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("blocks.0.attn.q_norm.weight", lambda _: torch.zeros(0), r"q_norm.weight is \[0\]"),
+        ("blocks.0.attn.q_norm.weight", lambda _: torch.tensor(1.0), r"q_norm.weight is \[\]"),
+        ("final_layer.linear.weight", lambda _: torch.tensor(1.0), r"final_layer.linear.weight is \[\]"),
+        ("y_embedder.y_embedding", lambda y: y[:0], r"y_embedding is \[0, 48\]"),
+        ("y_embedder.y_embedding", lambda y: y.to_sparse(), "y_embedding is .*sparse"),
+        ("t_block.1.bias", lambda tensor: tensor.int(), "t_block.1.bias is torch.int32 .* dense and of real numbers"),
+        ("t_block.1.bias", lambda tensor: tensor.to_sparse(), "t_block.1.bias is .*sparse"),
+        ("t_block.1.bias", lambda tensor: tensor.to("meta"), "t_block.1.bias is .* on meta"),
+        ("t_block.1.bias", lambda tensor: tensor.to(torch.complex64), "t_block.1.bias is torch.complex64"),
+        ("t_block.1.bias", lambda tensor: tensor * float("nan"), "not finite in torch.float16: t_block.1.bias"),
+        ("t_block.1.bias", lambda tensor: tensor + 1e6, "not finite in torch.float16: t_block.1.bias"),
+        ("x_embedder.proj.weight", lambda tensor: tensor[:140], "heads of 72 channels do not make up 140"),
+    ],
+)
+def test_tensors_that_no_model_has_are_named_and_nothing_is_written(name, change, words, state, tmp_path):
+    torch.save({**state, name: change(state[name])}, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=words):
+        convert.convert(tmp_path / "file.pt", tmp_path / "out", dtype=torch.float16)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("length", [5, 20])
@@ -139,12 +221,28 @@ def test_truncated_files_are_named(kind, share, state, tmp_path):
         weights.read_checkpoint(source)
 
 
+def test_bytes_that_are_no_pickle_are_named_whatever_they_lead_to(tmp_path):
+    stream = io.BytesIO()
+    torch.save({"a": torch.zeros(3)}, stream, _use_new_zipfile_serialization=False)
+    legacy = stream.getvalue()
+    key = legacy[legacy.index(b"FloatStorage") :].split(b"X", 1)[1][4:10]
+    lost = legacy.replace(key, b"000000", 1)
+    for content in (b"\x80\x02.", b"\x80\x02X\x01", lost):
+        (tmp_path / "file.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"file\.pt is damaged or truncated"):
+            weights.read_checkpoint(tmp_path / "file.pt")
+
+
 def test_an_index_may_not_lead_out_of_its_folder(state, tmp_path):
     source = written(tmp_path, "sharded", state)
     index = source / "model" / "pytorch_model.bin.index.json"
     for value, words in (("../../secret.bin", "not beside it"), ("gone.bin", "the checkpoint is incomplete")):
         index.write_text(json.dumps({"weight_map": {"x": value}}))
         with pytest.raises((ValueError, FileNotFoundError), match=words):
+            weights.read_checkpoint(source)
+    for value in (5, None, ["x"]):
+        index.write_text(json.dumps({"weight_map": {"x": value}}))
+        with pytest.raises(ValueError, match="not an index of sharded weights"):
             weights.read_checkpoint(source)
 
 

@@ -4,7 +4,7 @@ from functools import cache
 from importlib.resources import files
 from string import Template
 
-VERSIONS = {"clip": "clip-1", "still": "still-1"}
+VERSIONS = {"clip": "clip-2", "still": "still-2"}
 """The prompt in use for each kind of picture."""
 AGAIN = "again-1"
 
@@ -16,8 +16,9 @@ def _template(version: str) -> Template:
 
 def render(kind: str, material: str, pictures: int, pose_rate: float, banned: tuple[str, ...]) -> str:
     """The prompt for a clip or still."""
+    shown = f"{pictures} pictures" if pictures > 1 else "1 picture"
     return _template(VERSIONS[kind]).substitute(
-        material=material, pictures=pictures, pose_rate=f"{pose_rate:g}", banned=", ".join(banned)
+        material=material, pictures=shown, pose_rate=f"{pose_rate:g}", banned=", ".join(banned)
     )
 
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from brickreel.cluster.checks import Check, at_least
 
@@ -70,7 +71,7 @@ def check_space(node: str, folder: Path, need_gib: float | None) -> Check:
 
 def check_dataset(node: str, index: pa.Table, root: Path = Path()) -> Check:
     """Whether every file of the encoded dataset is there and as long as it says, as this node sees it."""
-    files = sorted({name for name in index["file"].to_pylist() if name})
+    files = sorted(filter(None, pc.unique(index["file"]).to_pylist()))
     bad = [name for name in files if not _whole(root / name)]
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""

@@ -3,8 +3,8 @@
 The result is what the transformer of a base model is: config.json and one safetensors file.
 """
 
-import json
 import logging
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import click
 import torch
 
+from brickreel.models import load
 from brickreel.models.stdit2.model import STDiT2
 from brickreel.models.stdit2.weights import State, fit, read_checkpoint
 from brickreel.running import guarded, set_up_logging
@@ -32,27 +33,32 @@ def convert(
 ) -> STDiT2:
     """Read a checkpoint, compare every name and shape, and write the folder.
 
+    What the weights do not tell is as in config.json beside them, where there is one.
+
     Args:
         source: a safetensors file, a file that torch saved, or a folder of an Open-Sora checkpoint.
         out: the folder to write.
-        prefer_ema: take the moving average where a checkpoint has both.
+        prefer_ema: take the moving average where a checkpoint has both. Which was taken is logged.
         text_tokens: longest prompt; the null text embedding is cut, or its last row repeated. Default: as stored.
-        input_sq_size: pixels at which positions have steps of one, which the weights do not tell; default: config.json
-            beside them, else 512.
+        input_sq_size: pixels at which positions have steps of one. Default: as in config.json, else 512.
         dtype: precision of what is written.
 
     Raises:
         FileNotFoundError: when there are no weights.
-        ValueError: for damaged or unsafe files, and for any missing or unexpected name: nothing is then written.
+        ValueError: for damaged or unsafe files, weights that config.json does not describe, any missing or unexpected
+            name, and what is not finite: nothing is then written.
     """
     state = read_checkpoint(source, prefer_ema)
-    settings = settings_of(state, str(source)) | {"input_sq_size": input_sq_size or _stored_sq_size(Path(source))}
-    if text_tokens:
-        settings["model_max_length"] = text_tokens
+    settings = _settings(state, Path(source))
+    chosen = {"model_max_length": text_tokens, "input_sq_size": input_sq_size}
+    settings |= {name: value for name, value in chosen.items() if value}
     with torch.device("meta"):
-        model = STDiT2(**settings)
+        model = load.built(settings, source)
     model.load_state_dict(fit(state, model, str(source)), strict=True, assign=True)
     model = torch.nn.Module.to(model, dtype=dtype).eval()  # type: ignore[assignment]
+    broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(f"{source} has values that are not finite in {dtype}: {', '.join(broken)}")
     _save(model, Path(out))
     return model
 
@@ -66,6 +72,24 @@ def _save(model: STDiT2, out: Path) -> None:
             os.replace(path, out / path.name)
 
 
+def _settings(state: State, source: Path) -> dict[str, Any]:
+    """What config.json beside the weights says, and what they tell where it says nothing.
+
+    The longest prompt is as the weights have it: config.json may ask for fewer tokens than are stored.
+    """
+    read, folder = settings_of(state, str(source)), source if source.is_dir() else source.parent
+    if not (folder / "config.json").is_file():
+        return read
+    told = load.settings(folder) | {"model_max_length": read["model_max_length"]}
+    apart = [f"{name} {told[name]} and not {read[name]}" for name in read if told.get(name, read[name]) != read[name]]
+    if apart:
+        raise ValueError(
+            f"{folder / 'config.json'} says {', '.join(apart)}, as the weights of {source} have it: weights are"
+            " missing, or it is another model's and must not lie beside them"
+        )
+    return read | told
+
+
 def settings_of(state: State, source: str) -> dict[str, Any]:
     """The constructor's sizes, read off the shapes of the weights.
 
@@ -74,42 +98,35 @@ def settings_of(state: State, source: str) -> dict[str, Any]:
     blocks = {
         int(name.split(".")[1]) for name in state if name.startswith("blocks.") and name.split(".")[1].isdecimal()
     }
-    patches, last = _shape(state, "x_embedder.proj.weight", source), _shape(state, "final_layer.linear.weight", source)
-    null = _shape(state, "y_embedder.y_embedding", source)
-    qk_norm = "blocks.0.attn.q_norm.weight" in state
-    if not qk_norm and "rope.freqs" not in state:
+    hidden, channels, *patch = _shape(state, "x_embedder.proj.weight", 5, source)
+    last = _shape(state, "final_layer.linear.weight", 2, source)[0]
+    tokens, caption_channels = _shape(state, "y_embedder.y_embedding", 2, source)
+    norm = "blocks.0.attn.q_norm.weight"
+    if norm not in state and "rope.freqs" not in state:
         raise ValueError(f"{source} has neither q_norm nor rope.freqs: the number of heads cannot be told")
-    head = state["blocks.0.attn.q_norm.weight"].shape[0] if qk_norm else 2 * state["rope.freqs"].shape[0]
-    if len(patches) != 5 or len(null) != 2 or patches[0] % head:
-        raise ValueError(f"{source} is not an STDiT2: x_embedder {patches}, y_embedding {null}, heads of {head}")
-    hidden, channels, *patch = patches
+    head = _shape(state, norm, 1, source)[0] if norm in state else 2 * _shape(state, "rope.freqs", 1, source)[0]
+    if hidden % head:
+        raise ValueError(f"{source} is not an STDiT2: heads of {head} channels do not make up {hidden}")
     return {
         "depth": len(blocks),
         "hidden_size": hidden,
         "num_heads": hidden // head,
-        "caption_channels": null[1],
-        "model_max_length": null[0],
+        "caption_channels": caption_channels,
+        "model_max_length": tokens,
         "in_channels": channels,
-        "patch_size": tuple(patch),
-        "qk_norm": qk_norm,
-        "pred_sigma": last[0] == 2 * channels * patch[0] * patch[1] * patch[2],
+        "patch_size": patch,
+        "qk_norm": norm in state,
+        "pred_sigma": last == 2 * channels * math.prod(patch),
     }
 
 
-def _shape(state: State, name: str, source: str) -> list[int]:
+def _shape(state: State, name: str, dimensions: int, source: str) -> list[int]:
     if name not in state:
         raise ValueError(f"{source} is not an STDiT2 of Open-Sora 1.1: it has no {name}, but {len(state)} other names")
-    return list(state[name].shape)
-
-
-def _stored_sq_size(source: Path) -> int:
-    config = (source if source.is_dir() else source.parent) / "config.json"
-    if not config.is_file():
-        return 512
-    try:
-        return int(json.loads(config.read_text(encoding="utf-8")).get("input_sq_size", 512))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{config} is not a model's config.json: {error}") from error
+    shape = list(state[name].shape)
+    if len(shape) != dimensions or 0 in shape:
+        raise ValueError(f"{source} is not an STDiT2: {name} is {shape}, but should have {dimensions} sizes, none 0")
+    return shape
 
 
 @click.command(name="convert")

@@ -51,6 +51,8 @@ released weights were trained without them. The figures are from `bench/deviatio
 the data: `fps_input` of a run, by which the model is told the rate of the poses and not the film's."""
 
 ATTENTION = ("auto", "sdpa", "flash")
+COUNTS = ("depth", "hidden_size", "num_heads", "caption_channels", "model_max_length", "in_channels", "input_sq_size")
+"""Settings that are whole numbers of at least 1."""
 
 
 class STDiT2(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two disagree on config_name, as all of diffusers
@@ -99,10 +101,10 @@ class STDiT2(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two disagree
                 takes flash where it is installed and usable.
 
         Raises:
-            ValueError: for sizes that do not divide or names that are not known.
+            ValueError: for sizes that are none or do not divide, and for names that are not known.
         """
         super().__init__()
-        _check_settings(hidden_size, num_heads, patch_size, compat, deviations, attn_implementation)
+        _check_settings(self.config)
         self.out_channels = in_channels * (2 if pred_sigma else 1)
         self.patch_size = (1, int(patch_size[1]), int(patch_size[2]))
         self.gradient_checkpointing = False
@@ -196,13 +198,16 @@ class STDiT2(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two disagree
         """
         if num_frames is None or height is None or width is None or fps is None:
             raise ValueError("STDiT2 needs num_frames, height, width (pixels) and fps, each of shape [B]")
-        _check_inputs(self, x, y, x_mask)
+        _check_inputs(self, x, y)
+        _check_flags("x_mask", x_mask, (x.shape[0], x.shape[2]), "frame")
+        _check_flags("drop_text", drop_text, (x.shape[0],), "sample")
         _check_text_mask(y, mask)
         for name, value in {
             "timestep": timestep,
             "num_frames": num_frames,
             "height": height,
             "width": width,
+            "ar": ar,
             "fps": fps,
         }.items():
             _check_scalar(name, value, x.shape[0])
@@ -296,44 +301,45 @@ class STDiT2(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two disagree
         return x.reshape(B, self.out_channels, T, H * ph, W * pw)
 
 
-def _check_settings(
-    hidden_size: int,
-    num_heads: int,
-    patch_size: Sequence[int],
-    compat: str,
-    deviations: Sequence[str],
-    attn_implementation: str,
-) -> None:
-    if hidden_size % 12 or hidden_size % num_heads or (hidden_size // num_heads) % 2:
-        raise ValueError(
-            f"hidden_size {hidden_size} must be a multiple of 12, and of num_heads {num_heads} with an even quotient"
-        )
-    if len(patch_size) != 3 or patch_size[0] != 1:
-        raise ValueError(f"patch_size {tuple(patch_size)} must be (1, rows, columns)")
-    if compat != "opensora-1.1":
-        raise ValueError(f"compat '{compat}' is not known: only 'opensora-1.1' is")
-    unknown = sorted(set(deviations) - DEVIATIONS.keys())
+def _check_settings(settings: Any) -> None:
+    for name in COUNTS:
+        if not isinstance(settings[name], int) or settings[name] < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, not {settings[name]!r}")
+    width, heads, patch = settings.hidden_size, settings.num_heads, tuple(settings.patch_size)
+    if width % 12 or width % heads or (width // heads) % 2:
+        raise ValueError(f"hidden_size {width} must be a multiple of 12, and of num_heads {heads} with even quotient")
+    if len(patch) != 3 or patch[0] != 1 or not all(isinstance(size, int) and size > 0 for size in patch):
+        raise ValueError(f"patch_size {patch} must be (1, rows, columns), each at least 1")
+    if not 0 <= settings.class_dropout_prob <= 1:
+        raise ValueError(f"class_dropout_prob must be from 0 to 1, not {settings.class_dropout_prob}")
+    if settings.compat != "opensora-1.1":
+        raise ValueError(f"compat '{settings.compat}' is not known: only 'opensora-1.1' is")
+    unknown = sorted(set(settings.deviations) - DEVIATIONS.keys())
     if unknown:
         raise ValueError(f"deviations {unknown} are not known: choose from {', '.join(DEVIATIONS)}")
-    if attn_implementation not in ATTENTION:
-        raise ValueError(
-            f"attn_implementation '{attn_implementation}' is not known: choose from {', '.join(ATTENTION)}"
-        )
-    if attn_implementation == "flash" and flash_kernel() is None:
+    attention = settings.attn_implementation
+    if attention not in ATTENTION:
+        raise ValueError(f"attn_implementation '{attention}' is not known: choose from {', '.join(ATTENTION)}")
+    if attention == "flash" and flash_kernel() is None:
         raise ValueError("attn_implementation 'flash' needs the flash-attn package: install it, or use 'auto'")
 
 
-def _check_inputs(model: STDiT2, x: Tensor, y: Tensor, x_mask: Tensor | None) -> None:
+def _check_inputs(model: STDiT2, x: Tensor, y: Tensor) -> None:
     settings = model.config
-    if x.dim() != 5 or x.shape[1] != settings.in_channels:
-        raise ValueError(f"x must be [B, {settings.in_channels}, T, h, w], not {list(x.shape)}")
-    B, T = x.shape[0], x.shape[2]
-    if y.dim() not in (3, 4) or y.shape[0] != B or y.shape[-1] != settings.caption_channels:
+    if x.dim() != 5 or x.shape[1] != settings.in_channels or not x.numel():
+        raise ValueError(f"x must be [B, {settings.in_channels}, T, h, w], none of them 0, not {list(x.shape)}")
+    B = x.shape[0]
+    single = y.dim() == 3 or (y.dim() == 4 and y.shape[1] == 1)
+    if not single or y.shape[0] != B or y.shape[-1] != settings.caption_channels:
         raise ValueError(f"y must be [{B}, 1, L, {settings.caption_channels}], not {list(y.shape)}")
     if not 1 <= y.shape[-2] <= settings.model_max_length:
         raise ValueError(f"y has {y.shape[-2]} text tokens, the model takes 1 to {settings.model_max_length}")
-    if x_mask is not None and (x_mask.shape != (B, T) or x_mask.dtype != torch.bool):
-        raise ValueError(f"x_mask must be bool [{B}, {T}], one flag per frame of x, not {list(x_mask.shape)}")
+
+
+def _check_flags(name: str, flags: Tensor | None, shape: tuple[int, ...], what: str) -> None:
+    if flags is not None and (flags.shape != shape or flags.dtype != torch.bool):
+        found = f"{flags.dtype} {list(flags.shape)}"
+        raise ValueError(f"{name} must be bool {list(shape)}, one flag per {what} of x, not {found}")
 
 
 def _check_text_mask(y: Tensor, mask: Tensor | Sequence[int] | None) -> None:
@@ -341,12 +347,12 @@ def _check_text_mask(y: Tensor, mask: Tensor | Sequence[int] | None) -> None:
         return
     B, L = y.shape[0], y.shape[-2]
     if isinstance(mask, Tensor):
-        if mask.dim() != 2 or mask.shape[1] != L or B % mask.shape[0]:
+        if mask.dim() != 2 or mask.shape[1] != L or not mask.shape[0] or B % mask.shape[0]:
             raise ValueError(f"mask must be [{B}, {L}], one flag per text token of y, not {list(mask.shape)}")
     elif not mask or B % len(mask) or min(mask) < 1 or max(mask) > L:
         raise ValueError(f"mask must count 1 to {L} text tokens for each of {B} samples, not {list(mask)}")
 
 
-def _check_scalar(name: str, value: Tensor, samples: int) -> None:
-    if value.shape != (samples,):
+def _check_scalar(name: str, value: Tensor | None, samples: int) -> None:
+    if value is not None and value.shape != (samples,):
         raise ValueError(f"{name} must be [{samples}], one per sample of x, not {list(value.shape)}")
