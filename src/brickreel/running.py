@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -74,7 +75,13 @@ def set_up_logging(log_file: str | None = None) -> None:
 
 def guarded(command: str, debug: bool, action: Callable[[], None]) -> None:
     """Run an action; an error becomes one sentence and exit status 1, with the traceback only when asked."""
-    status = _status(command, debug, action)
+    try:
+        status = _status(command, debug, action)
+    except Exception:
+        if not exits.STUCK.is_set():
+            raise
+        traceback.print_exc()
+        status = 1
     if status or exits.STUCK.is_set():
         exits.leave(status)
 

@@ -87,3 +87,13 @@ def test_outside_a_job_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exits.record("train", ValueError("x"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_film_deleted_from_a_folder_of_its_own_is_not_taken_for_a_missing_mount(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "films" / name).mkdir(parents=True)
+    missing = str(tmp_path / "films" / "a" / "a.mp4")
+    assert exits.unmounted(missing)
+    (tmp_path / "films" / "b" / "b.mp4").write_bytes(b"x")
+    assert not exits.unmounted(missing)
+    assert exits.unopened(missing) == "cannot be opened: No such file or directory"

@@ -231,12 +231,14 @@ def test_a_damaged_sample_counts_as_absent_and_too_many_stop_the_run(tmp_path):
 
 @pytest.mark.parametrize("limits", [{"max_unreadable": 5}, {"max_skipped": 2, "max_unreadable": 1000}])
 def test_a_dataset_that_is_not_mounted_is_not_called_damaged(tmp_path, monkeypatch, limits):
-    project.make(tmp_path, max_steps=8, checkpoint_every=20, gauge_every=20, **limits)
+    project.make(tmp_path, max_steps=8, checkpoint_every=1, gauge_every=20, **limits)
     (tmp_path / "away").mkdir()
     read = latents.read
     monkeypatch.setattr(latents, "read", lambda row: read(row | {"file": "away/00.safetensors"}))
     with pytest.raises(ConnectionError, match=r"the dataset is out of reach: .*away/00.safetensors"):
         project.train_here(tmp_path)
+    monkeypatch.setattr(latents, "read", read)
+    project.train_here(tmp_path)  # what was out of reach does not count any more
 
 
 def test_recomputing_activations_changes_no_loss(single, tmp_path):

@@ -5,6 +5,7 @@
 
 import os
 import re
+import resource
 import zlib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -18,6 +19,8 @@ from brickreel.cluster.ranks import Ranks, discover
 # Below Linux's ephemeral range (from 32768), so that no outgoing connection of the node holds the port by chance.
 FIRST_PORT, LAST_PORT = 20000, 32000
 START_TIMEOUT_S = 300.0
+MOST_FILES = 65_536
+"""Enough for some groups of ten thousand ranks."""
 
 
 def start(timeout_s: float = START_TIMEOUT_S, patience_s: float | None = None, evidence: Path | None = None) -> Ranks:
@@ -39,6 +42,7 @@ def start(timeout_s: float = START_TIMEOUT_S, patience_s: float | None = None, e
     if dist.is_initialized():
         return ranks
     export(ranks)
+    _allow_open_files()
     flight.listen(ranks.rank, evidence)
     network.refuse_dead_end(os.environ["MASTER_ADDR"])
     cuda = torch.cuda.is_available()
@@ -98,6 +102,14 @@ def stop() -> None:
     if dist.is_available() and dist.is_initialized() and not exits.STUCK.is_set():
         words.cache_clear()
         dist.destroy_process_group()
+
+
+def _allow_open_files() -> None:
+    """As many as the node allows this process: every group has a connection to each rank."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @cache

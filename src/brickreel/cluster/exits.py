@@ -80,15 +80,24 @@ def passes(error: BaseException | None) -> bool:
 def unmounted(path: str | Path) -> bool:
     """Whether more than this file is missing: what is left of its folders is empty, or a link that leads nowhere.
 
-    That is how a file system looks where it is not mounted; a file that was deleted or is misspelt has neighbours.
+    That is how a file system looks where it is not mounted; a file that was deleted or is misspelt has neighbours, or
+    had a folder of its own beside others with such files.
     """
-    for folder in Path(os.path.abspath(path)).parents:
+    missing = Path(os.path.abspath(path))
+    for folder in missing.parents:
         if os.path.lexists(folder):
             try:
-                return not os.listdir(folder)
+                return not os.listdir(folder) and not (folder == missing.parent and _has_neighbours(missing))
             except OSError as error:
                 return isinstance(error, FileNotFoundError) or error.errno in PASSING
     return False
+
+
+def _has_neighbours(missing: Path) -> bool:
+    """Whether other folders beside the file's own hold files of its kind, mount points and the project's left out."""
+    above = missing.parent.parent
+    others = [] if above == Path.cwd() else [each for each in above.iterdir() if each != missing.parent]
+    return any(next(each.glob(f"*{missing.suffix}"), None) for each in others if not os.path.ismount(each))
 
 
 def unopened(path: str) -> str:

@@ -33,13 +33,17 @@ def run(work: Callable[[], T], failed: Callable[[T], bool], ranks: Ranks) -> lis
 
     threading.Thread(target=call, name="together", daemon=True).start()
     looks = LOOKS
-    while True:
-        # Ranks that have ended wait for the slowest look: all count alike.
-        wait([outcome], LOOK_S)
-        ended: list[list[T]] = sweep.gather([outcome.result()] if outcome.done() else [], ranks)
-        if all(ended) or not looks:
-            break
-        looks -= any(failed(one) for found in ended for one in found)
+    try:
+        while True:
+            # Ranks that have ended wait for the slowest look: all count alike.
+            wait([outcome], LOOK_S)
+            ended: list[list[T]] = sweep.gather([outcome.result()] if outcome.done() else [], ranks)
+            if all(ended) or not looks:
+                break
+            looks -= any(failed(one) for found in ended for one in found)
+    except BaseException:
+        exits.STUCK.set()  # a rank is gone, or this one goes: the thread may wait for ever
+        raise
     if not all(ended):
         exits.STUCK.set()
     return [found[0] if found else None for found in ended]

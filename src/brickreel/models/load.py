@@ -67,7 +67,8 @@ def locate(
         advice = f": run `{_fetch(path, revision)}` where there is network"
     lacking = _lacking(part, folder) if weights or not (folder / SETTINGS).is_file() else ""
     if lacking:
-        raise FileNotFoundError(f"{where} has no {lacking}{advice}")
+        made = "; `brickreel convert` makes it of an Open-Sora checkpoint" if part == "transformer" else ""
+        raise FileNotFoundError(f"{where} has no {lacking}{advice}{made}")
     return folder
 
 

@@ -127,8 +127,10 @@ def _try(config: configuration.Config, run: str, ranks: Ranks) -> tuple["Trial",
         trial = _rehearse(config, run, ranks)
     except (ValueError, OSError) as error:
         problem = str(error)
-    except (RuntimeError, MemoryError) as error:  # torch's out-of-memory error is one
+    except Exception as error:  # torch's out-of-memory error is one
         problem = (str(error) or type(error).__name__).splitlines()[0]
+        if not isinstance(error, RuntimeError | MemoryError):
+            problem = f"{type(error).__name__}: {problem}"
         if isinstance(error, MemoryError) or any(words in problem for words in NO_MEMORY):
             problem += ": make the micro-batch smaller, or end what uses its memory"
     if problem:

@@ -188,7 +188,9 @@ def _captions(path: Path) -> list[dict[str, Any]]:
 
 
 def _worded(captions: pa.RecordBatch) -> pa.RecordBatch:
-    return captions.append_column("words", pc.list_value_length(pc.utf8_split_whitespace(captions["text"])))
+    texts = pc.utf8_trim_whitespace(captions["text"])
+    counts = pc.list_value_length(pc.utf8_split_whitespace(texts))
+    return captions.append_column("words", pc.if_else(pc.equal(texts, ""), pa.scalar(0, counts.type), counts))
 
 
 def _examples(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -181,7 +181,10 @@ class Trainer:
         self.progress.micro_batches += count
         self.progress.samples += expected
         self.progress.unreadable += outcome.unreadable
-        self._between_steps(outcome, request)
+        beyond = self._beyond_limits()
+        if not beyond:
+            # A checkpoint of such a step would end every later attempt too.
+            self._between_steps(outcome, request)
         row = {
             "step": step,
             "samples": shown.samples,
@@ -195,7 +198,10 @@ class Trainer:
             "skipped": not outcome.finite,
         }
         self.log.write(self._seconds(), row)
-        self._check_limits(shown)
+        for sentence in shown.problems:
+            logger.warning("%s: %s; it counts as absent", self.name, sentence)
+        if beyond:
+            self._give_up(shown)
         if outcome.stop and step < self.run.max_steps:
             self.checkpoints.wait()
             raise Interrupted(f"stopped on request after step {step} of {self.run.max_steps}, with a checkpoint")
@@ -302,11 +308,10 @@ class Trainer:
         self.backend.comm_s = 0.0
         return seconds
 
-    def _check_limits(self, shown: "_Shown") -> None:
-        for sentence in shown.problems:
-            logger.warning("%s: %s; it counts as absent", self.name, sentence)
-        if self.skipped_in_a_row < self.run.max_skipped and self.progress.unreadable < self.run.max_unreadable:
-            return
+    def _beyond_limits(self) -> bool:
+        return self.skipped_in_a_row >= self.run.max_skipped or self.progress.unreadable >= self.run.max_unreadable
+
+    def _give_up(self, shown: "_Shown") -> NoReturn:
         # The ranks stop together: what one of them knows decides whether trying again makes sense.
         if passing := next(filter(None, sweep.gather(shown.passing, self.ranks)), ""):
             raise ConnectionError(f"the dataset is out of reach: {passing}")
