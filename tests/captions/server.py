@@ -24,6 +24,7 @@ PAID_FAULTS = ("truncated", "no-choices", "refusal", "length", "wrong-shape", "b
 FAULTS = FREE_FAULTS + PAID_FAULTS
 
 PICTURE_TOKENS = 85
+WANTS_OTHER_TOKENS = "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "orange", "brown")
 MOVES = ("walks to the left", "walks to the right", "turns around", "jumps up and down", "falls over slowly")
 
@@ -48,8 +49,8 @@ class Server:
         self.slots = asyncio.Semaphore(slots) if slots else contextlib.nullcontext()
         self.random = random.Random(seed)
         self.script = list(script)
-        # What goes wrong with the next batches: 429, drop-before, drop-after, 502-after (creation); failed, expired,
-        # cancelled, no-room.
+        # What goes wrong with the next batches: 429, drop-before, drop-after, 408-after, 502-after (creation); failed,
+        # expired, cancelled, no-room.
         self.batch_script = list(batch_script)
         self.poll_script = []  # what the next questions after batches are answered: 429, 503, drop
         self.log = open(log, "a", buffering=1) if log else None  # noqa: SIM115
@@ -142,7 +143,7 @@ class Server:
             after = {"retry-after": "0" if fault == "429-now" else "7200"}
             return await send(writer, 429, error("Rate limit reached", "rate_limit_exceeded"), after)
         if fault == "wants-other-tokens":
-            return await send(writer, 400, error("Use 'max_completion_tokens' instead of 'max_tokens'", None))
+            return await send(writer, 400, error(WANTS_OTHER_TOKENS, None))
         if fault == "moderated":
             words = "test-model requires moderation. Your input was flagged for violence"
             return await send(writer, 403, error(words, 403))
@@ -227,8 +228,8 @@ class Server:
             self.batches[batch["id"]] = batch
             if fault == "drop-after":
                 return False
-            if fault == "502-after":
-                return await send(writer, 502, error("Bad gateway", None))
+            if fault in ("408-after", "502-after"):
+                return await send(writer, int(fault[:3]), error("Bad gateway", None))
             return await send(writer, 200, batch)
         if method == "GET" and parts[0] == "batches" and self.poll_script:
             fault = self.poll_script.pop(0)
@@ -247,7 +248,10 @@ class Server:
         answered, failed = [], []
         if batch["fault"] == "failed":
             batch["status"] = "failed"
-            batch["errors"] = {"object": "list", "data": [{"code": "token_limit", "message": "Too many tokens"}]}
+            batch["errors"] = {
+                "object": "list",
+                "data": [{"code": "token_limit", "message": "Too many tokens,\n" * 99}],
+            }
             return
         if batch["fault"] == "no-room":
             batch["status"] = "failed"
@@ -271,6 +275,9 @@ class Server:
             if fault in ("429", "429-after", "500", "502", "400"):
                 row["response"] = {"status_code": int(fault[:3]), "body": error("The server had an error", None)}
                 failed.append(row)
+                continue
+            if fault == "wants-other-tokens":
+                failed.append(row | {"response": {"status_code": 400, "body": error(WANTS_OTHER_TOKENS, None)}})
                 continue
             if fault == "words":
                 failed.append(row | {"error": "The server had an error", "response": "none"})

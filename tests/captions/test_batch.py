@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from brickreel import files
+from brickreel.captions import prices
+from brickreel.captions.batch import Batching
 from brickreel.captions.ledger import ABOUT, Ledger, Reservation
+from brickreel.captions.underway import UnderWay
 from captions import project
 from captions.project import ledger
 
@@ -72,7 +75,7 @@ def test_request_that_the_endpoint_calls_bad_fails_alone(tmp_path):
     assert sorted(row["outcome"] for row in found.values()) == ["failed", "ok", "ok"]
 
 
-@pytest.mark.parametrize("fault", ["drop-before", "drop-after", "502-after"])
+@pytest.mark.parametrize("fault", ["drop-before", "drop-after", "408-after", "502-after"])
 def test_creation_that_was_cut_off_is_neither_lost_nor_paid_twice(tmp_path, fault):
     project.make(tmp_path, clips=0, stills=4)
     with project.serving(batch_script=[fault]) as server:
@@ -94,8 +97,10 @@ def test_expired_batch_keeps_its_answers_and_asks_for_the_rest(tmp_path):
 def test_batch_that_cannot_run_ends_in_the_endpoints_words_and_costs_nothing(tmp_path):
     project.make(tmp_path, clips=0, stills=2)
     with project.serving(batch_script=["failed"]) as server:
-        with pytest.raises(ValueError, match="Too many tokens"):
+        with pytest.raises(ValueError, match="Too many tokens") as caught:
             project.run(url=server.url, batch=True)
+        assert len(str(caught.value)) < 400
+        assert "\n" not in str(caught.value)
         assert sum(row["usd"] for row in ledger()) == 0
         assert {row["outcome"] for row in project.run(url=server.url, batch=True).values()} == {"ok"}
 
@@ -140,6 +145,17 @@ def test_full_queue_is_waited_for_where_others_fill_it(tmp_path, monkeypatch):
     assert waits.count(60.0) >= 2
 
 
+def test_batches_grow_again_only_where_one_was_sent():
+    settings, account = project.settings("http://127.0.0.1:9/v1").caption, Ledger(Path("logs/caption"), "0/1", 50.0)
+    cost = prices.price(settings)
+    batching = Batching(settings, cost, account, None, 0, UnderWay(cost, account, None, 1))
+    batching.most = 4
+    asyncio.run(batching._await(set(), 0, None))
+    assert batching.most == 4
+    asyncio.run(batching._await(set(), 4, None))
+    assert batching.most == 8
+
+
 def test_full_queue_for_a_single_request_is_one_sentence(tmp_path):
     project.make(tmp_path, clips=0, stills=2)
     with project.serving(batch_script=["no-room"] * 9) as server:
@@ -178,16 +194,33 @@ def test_endpoint_that_is_away_for_a_while_is_asked_on(tmp_path, caplog):
     assert [r.levelname for r in caplog.records if "no word of the batches" in r.getMessage()] == ["WARNING"]
 
 
-def test_endpoint_that_is_away_until_the_batch_must_be_lost_is_no_verdict(tmp_path, monkeypatch):
-    monkeypatch.setattr("brickreel.captions.underway.BATCH_ALIVE_S", 0.5)
+@pytest.mark.parametrize("said", ["503", "400"])
+def test_batch_that_cannot_be_followed_until_it_must_be_lost_is_asked_for_again(tmp_path, monkeypatch, said):
+    monkeypatch.setattr("brickreel.captions.underway._PATIENCE_S", 0.0)
     project.make(tmp_path, clips=0, stills=3)
-    with project.serving() as server:
-        server.poll_script = ["503"] * 1000
-        with pytest.raises(ConnectionError, match=r"503.*are kept"):
-            project.run(url=server.url, batch=True)
-        server.poll_script = []
-        assert {row["outcome"] for row in project.run(url=server.url, batch=True).values()} == {"ok"}
+    with project.serving(batch_s=60) as server:
+        killed_with_a_batch_under_way(server)
+        server.batch_s, server.poll_script = 0, [said]
+        if said == "400":
+            with pytest.raises(ValueError, match=r"cannot be followed: Not now"):
+                project.run(url=server.url, batch=True)
+            server.poll_script = [said]
+        made_older(27)
+        found = project.run(url=server.url, batch=True)
+        assert len(server.batches) == 2
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+    assert [row["billed"] for row in ledger() if row["outcome"] == "failed"] == ["unknown"] * 3
+
+
+def test_one_bad_answer_loses_no_batch_however_old(tmp_path):
+    project.make(tmp_path, clips=0, stills=3)
+    with project.serving(batch_s=1.0) as server:
+        killed_with_a_batch_under_way(server)
+        made_older(27)
+        server.poll_script = ["503"] * 3
+        found = project.run(url=server.url, batch=True)
         assert len(server.batches) == 1
+    assert {row["outcome"] for row in found.values()} == {"ok"}
 
 
 def test_file_of_a_batch_that_was_never_created_is_deleted(tmp_path):
@@ -238,6 +271,13 @@ def test_budget_holds_for_batches_too(tmp_path):
 def noted(batch):
     """Whether the stage has written down the name of a batch."""
     return any(batch in path.read_text() for path in Path("logs/caption").rglob("[!.]*.json"))  # whole files alone
+
+
+def made_older(hours):
+    path = Path("logs/caption/reservations.jsonl")
+    rows = [row | {"time_s": row["time_s"] - hours * 3600} for row in files.read_json_lines(path)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
 
 
 def killed_with_a_batch_under_way(server, shard="0/1"):
@@ -328,6 +368,71 @@ def test_batch_of_another_endpoint_whose_answers_are_not_wanted_does_not_stop_th
     assert len(ledger()) == 3, "the money of the batch stays reserved"
 
 
+@pytest.mark.parametrize("said", ["", "400", "403", "404", "503", "drop"])
+def test_batch_of_which_no_answer_is_wanted_holds_nobody_up(tmp_path, caplog, said):
+    project.make(tmp_path, clips=0, stills=3)
+    with project.serving(batch_s=60) as server:
+        killed_with_a_batch_under_way(server)
+        server.poll_script = [said] if said else []
+        found = project.run(url=server.url, model="another")
+        assert server.poll_script == []
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+    assert len(ledger()) == 3, "the money of the batch stays reserved"
+    assert [r.levelname for r in caplog.records if "no answer is wanted here" in r.getMessage()] == ["WARNING"]
+
+
+def test_batch_of_which_no_answer_is_wanted_is_settled_where_it_has_ended(tmp_path):
+    project.make(tmp_path, clips=0, stills=3)
+    with project.serving(batch_script=["cancelled"], batch_s=0.5) as server:
+        killed_with_a_batch_under_way(server)
+        time.sleep(0.6)
+        found = project.run(url=server.url, model="another")
+        assert server.files == {}
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+    assert len(ledger()) == 6
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_batch_of_another_endpoint_whose_answers_are_wanted_is_not_awaited(tmp_path, caplog, batch):
+    project.make(tmp_path, clips=0, stills=3)
+    with project.serving(batch_s=60) as server:
+        killed_with_a_batch_under_way(server)
+        with project.serving() as other:
+            other.no_batches = not batch
+            found = project.run(url=other.url, batch=batch)
+            assert sum(other.paid.values()) == 3
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+    assert len(ledger()) == 3, "the money of the batch stays reserved"
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert any("1 batches were sent to another caption.base_url" in each for each in said)
+
+
+def test_refused_parameter_is_no_failed_attempt_of_a_batch_but_once(tmp_path):
+    project.make(tmp_path, clips=0, stills=2)
+    with project.serving() as server:
+        server.refused = ("max_tokens",)
+        found = project.run(url=server.url, batch=True, attempts=1)
+        assert len(server.batches) == 2
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+    with project.serving(faults=1.0, kinds=("wants-other-tokens",)) as server:
+        found = project.run(url=server.url, model="another", batch=True, attempts=5, max_failed_share=1.0)
+        assert len(server.batches) == 2
+    assert {row["outcome"] for row in found.values()} == {"failed"}
+
+
+def test_estimate_does_not_count_a_batch_under_way_again(tmp_path, caplog):
+    caplog.set_level("INFO")
+    project.make(tmp_path, clips=0, stills=5)
+    with project.serving(batch_s=1.5) as server:
+        killed_with_a_batch_under_way(server)
+        project.run(url=server.url, batch=True)
+    said = " ".join(r.getMessage() for r in caplog.records)
+    assert "0 requests to test-model for 5 clips (5 are answered or in batches already): about 0.00 USD" in said
+    row = files.read_json_lines("logs/caption/estimates.jsonl")[-1]
+    assert (row["usd"], row["usd_most"]) == (0, 0)
+    assert row["usd_answered"] > 0
+
+
 def test_two_processes_that_await_one_batch_write_its_rows_once(tmp_path):
     project.make(tmp_path, clips=0, stills=8)
     with project.serving(batch_s=1.5) as server:
@@ -351,9 +456,7 @@ def test_batch_that_the_endpoint_does_not_know_is_kept_for_a_day_and_then_counts
         with pytest.raises(ValueError, match=r"the key and the caption\.base_url that it was started with"):
             project.run(url=server.url, batch=True)
         assert not Path("logs/caption/ledger.jsonl").exists(), "money that may be spent is not given up"
-        path = Path("logs/caption/reservations.jsonl")
-        rows = [row | {"time_s": row["time_s"] - 27 * 3600} for row in files.read_json_lines(path)]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = made_older(27)
         server.batch_s = 0
         found = project.run(url=server.url, batch=True)
     assert {row["outcome"] for row in found.values()} == {"ok"}

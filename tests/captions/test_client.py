@@ -65,7 +65,18 @@ def test_every_other_shape_has_an_outcome_a_reason_and_says_whether_it_was_paid(
     assert reply.answer is None
 
 
-@pytest.mark.parametrize("form", ["```json\n{}\n```", "```\n{}```", "Here it is: {} I hope it helps.", "\n {}\n"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "```json\n{}\n```",
+        "```\n{}```",
+        "Here it is: {} I hope it helps.",
+        "\n {}\n",
+        "<think>{a}</think>{}",
+        "{}}",
+        '{"a": 1} {} {b}',
+    ],
+)
 def test_object_between_fences_or_words_is_read(form):
     assert client.read(completion(form.replace("{}", json.dumps(ANSWER)))).answer == Answer(**ANSWER)
 
@@ -101,7 +112,8 @@ def test_refusal_of_one_clip_is_its_outcome_and_not_the_end(status, code, said):
     ("code", "param", "said", "unsupported"),
     [
         ("unsupported_parameter", "max_tokens", "words", "max_tokens"),
-        (None, None, "Use 'max_completion_tokens' instead.", "max_tokens"),
+        (None, None, "'max_tokens' is not supported. Use 'max_completion_tokens'.", "max_tokens"),
+        (None, None, "max_tokens or max_completion_tokens is too large: 500.", ""),
         ("unsupported_value", "temperature", "Only the default (1) value is supported.", "temperature"),
         ("unsupported_parameter", "response_format", "words", ""),
         ("invalid_image", None, "words", ""),

@@ -23,6 +23,11 @@ def test_corrections_are_a_persons_and_an_empty_text_drops(tmp_path):
     assert (found["b", "still"].outcome, found["b", "still"].reason) == ("dropped", "dropped by a person")
 
 
+def test_lines_without_anything_in_their_cells_are_skipped(tmp_path):
+    text = "clip_id,kind,text\na,clip,A text.\n,,\n , \n,,,,\n\nb,clip,Another.\n"
+    assert set(corrections.read(write(tmp_path / "c.csv", text))) == {("a", "clip"), ("b", "clip")}
+
+
 def test_kind_is_clip_where_there_is_no_such_column(tmp_path):
     assert set(corrections.read(write(tmp_path / "c.csv", "text,clip_id\nA text.,a\n"))) == {("a", "clip")}
 

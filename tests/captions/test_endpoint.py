@@ -31,6 +31,12 @@ def test_forecast_leaves_out_shards_that_have_not_said_what_another_model_costs(
     assert forecast([row("00/2", 3.0), row("01/2", 4.0), row("00/2", 5.0, model="other")]) == 5
 
 
+def test_forecast_starts_anew_with_other_prompts_or_pictures():
+    old, new = ({"sent": {"prompts": {"clip": version}}} for version in ("clip-1", "clip-2"))
+    assert forecast([row("00/1", 3.0) | old, row("00/1", 5.0) | new, row("00/1", 0.0) | new]) == 5
+    assert forecast([row("00/1", 3.0), row("00/1", 5.0) | new]) == 5
+
+
 def estimated(shard, budget_usd, requests=4):
     settings = config.load({"caption": {"captioner": "openai", "budget_usd": budget_usd}}).caption
     items = [Item(f"{shard}-{n}", "still", "x.jpg", 1, (), False, 0.0, 12.0, f"{n}") for n in range(requests)]

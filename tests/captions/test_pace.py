@@ -68,6 +68,21 @@ def test_server_that_says_how_long_is_obeyed():
     assert asyncio.run(work(limit)) >= 0.25
 
 
+def test_slots_return_spread_over_a_tenth_of_a_pause():
+    async def work(limit):
+        async def one():
+            await limit.enter(1)
+            return time.monotonic() - ended
+
+        limit.pause(2.0)
+        ended = limit.paused_until
+        return sorted(await asyncio.gather(*(one() for _ in range(40))))
+
+    late = asyncio.run(work(Pace(40)))
+    assert late[0] >= 0
+    assert late[-1] - late[0] > 0.1
+
+
 def test_limits_per_minute_are_kept():
     async def work(limit, tokens):
         started = time.monotonic()
@@ -134,7 +149,7 @@ def test_long_pause_is_told_once(caplog):
 def test_pause_beyond_all_patience_is_not_waited_for():
     limit = Pace(8, patience_s=60)
     limit.answered({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "2h"})
-    with pytest.raises(ValueError, match="asks to wait for 120 minutes"):
+    with pytest.raises(ConnectionError, match="asks to wait for 120 minutes"):
         asyncio.run(limit.enter(1))
     assert limit.in_flight == 0
 

@@ -106,7 +106,7 @@ def test_health_of_another_server_on_the_port_is_not_believed(tmp_path, monkeypa
     with project.serving(key="anothers") as other:
         port = int(other.url.rsplit(":", 1)[1].split("/")[0])
         monkeypatch.setattr(server, "_free_port", lambda: port)
-        with pytest.raises(ValueError, match=f"port {port} is another server's"):
+        with pytest.raises(ValueError, match=f"port {port} is another server's, .*VLLM_API_KEY"):
             server.running(settings.caption.server, "m")
     assert not server._running
 
@@ -170,8 +170,27 @@ def test_secrets_in_settings_are_refused_in_one_sentence_that_does_not_repeat_th
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_query_and_lower_case_are_refused_in_their_own_words():
+    with pytest.raises(ValueError, match=r"caption\.base_url`: must have no query"):
+        config.load({"caption": {"base_url": "https://host/v1?version=2"}})
+    with pytest.raises(ValueError, match="in upper case"):
+        config.load({"caption": {"api_key_env": "my_key"}})
+
+
+def test_server_is_not_started_where_nothing_is_left_to_ask(tmp_path):
+    project.make(tmp_path, clips=0, stills=2)
+    write_settings()
+    done = subprocess.run(brickreel("caption"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run(brickreel("caption"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "caption: started" not in done.stderr
+    assert {row["outcome"] for row in project.captions().values()} == {"ok"}
+
+
 def test_options_that_are_no_secrets_are_taken():
     command = ["vllm", "serve", "{model}", "--port", "{port}", "--max-num-batched-tokens", "8192"]
+    command += ["--tokenizer", "sk-is-the-slovak-language"]
     config.load({"caption": {"server": {"command": command}, "api_key_env": "MY_GATEWAYS_API_KEY_2"}})
 
 

@@ -62,7 +62,8 @@ class Asking:
     async def run(self, items: Sequence[Request], bar: Bar) -> dict[tuple[str, str], Caption]:
         """Captions by item name, one for every item.
 
-        Raises EndpointError or ValueError when asking on makes no sense; what was answered stands in the ledger.
+        Raises EndpointError or ValueError when asking on makes no sense, ConnectionError when it may later; what was
+        answered stands in the ledger.
         """
         self.committer = Committer(self.ledger)
         self.readers = ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))), thread_name_prefix="pictures")
@@ -189,8 +190,9 @@ class Asking:
             self.pace.limited(reply.retry_after_s)
             if time.monotonic() - self.last_answer > _PATIENCE_S:
                 self._end(
-                    client.EndpointError(
-                        f"the captioning endpoint has answered nothing but 429 for {_PATIENCE_S / 60:.0f} minutes"
+                    ConnectionError(
+                        f"the captioning endpoint has answered nothing but 429 for {_PATIENCE_S / 60:.0f} minutes: "
+                        "start again to go on"
                     )
                 )
         elif reply.unsupported:

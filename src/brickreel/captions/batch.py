@@ -60,6 +60,7 @@ class Batching:
         self.under_way = under_way
         self.allowed_failures = allowed_failures
         self.captions: dict[tuple[str, str], Caption] = {}
+        self.failures = 0
         self.most: int | None = None
         """Requests that may be under way at once: as many as the endpoint's queue took lately."""
 
@@ -93,11 +94,11 @@ class Batching:
 
     def _end(self, item: Request, caption: Caption, bar: Bar) -> None:
         self.captions[item.item.name] = caption
-        count = sum(each.outcome == "failed" for each in self.captions.values())
-        if count > self.allowed_failures:
+        self.failures += caption.outcome == "failed"
+        if self.failures > self.allowed_failures:
             raise ValueError(
-                f"{count} captions failed, more than caption.max_failed_share allows; the last one: {caption.reason}; "
-                "what is finished is kept in the ledger"
+                f"{self.failures} captions failed, more than caption.max_failed_share allows; the last one: "
+                f"{caption.reason}; what is finished is kept in the ledger"
             )
         bar.advance(note=f"{self.ledger.spent_usd:.2f} of {self.settings.budget_usd:.2f} USD")
 
@@ -179,6 +180,7 @@ class Batching:
 
     async def _send(self, name: str, lines: Sequence[bytes]) -> None:
         try:
+            self.under_way.note(name, without=sorted(self.under_way.unsupported))
             patient = self.api.with_options(max_retries=_UPLOAD_RETRIES)
             uploaded = await patient.files.create(file=(f"{name}.jsonl", b"".join(lines)), purpose="batch")
             self.under_way.note(name, file=uploaded.id)
@@ -187,7 +189,7 @@ class Batching:
             await asyncio.sleep(_CREATION_S)
             return  # whether it was created is found out when it is awaited
         except openai.APIStatusError as error:
-            if error.status_code >= 500:
+            if error.status_code >= 500 or error.status_code == 408:
                 await asyncio.sleep(_CREATION_S)
                 return  # a gateway may answer so after the batch was created
             said = client.words(error, self.api.api_key)
@@ -227,7 +229,8 @@ class Batching:
         self.under_way.no_room = False
         await self.under_way.await_all(names, bar)
         if not self.under_way.no_room:
-            self.most = self.most and 2 * self.most
+            if sent and self.most:
+                self.most *= 2
             return
         others = self.under_way.names()
         if sent == 1 and not others:

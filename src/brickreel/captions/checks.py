@@ -13,14 +13,16 @@ SENTINELS = ("caption failed", "not enough information", "single image", "no mov
 
 _REFUSAL = re.compile(
     r"\b(i'm sorry|i am sorry|i(?: can(?:no|')t| could(?: no|n')t|'m not able to| am not able to|'m unable| am unable)|"
-    r"as an ai\b|(?:not enough|insufficient) (?:information|detail|context))",
+    r"as an ai\b|(?:not enough|insufficient) information"
+    r"|(?:there (?:is|was)|provided) (?:not enough|insufficient) (?:detail|context))",
     re.I,
 )
 # The pictures that the captioner was given, not one that hangs on a wall of the scene.
 _SHOWN = re.compile(
     r"\b(?:(?:first|second|third|fourth|fifth|last|final|next|previous|these|both|all|each|every|this) pictures?"
-    r"|(?:in|across|throughout|over|between) the pictures?(?! (?:on|above|behind))"
-    r"|the pictures? (?:shows?|depicts?|captures?|features?|illustrates?))\b(?!\s+frame)",
+    r"|(?:in|across|throughout|over|between) the pictures?"
+    r"|the pictures? (?:shows?|depicts?|captures?|features?|illustrates?))\b"
+    r"(?!\s+(?:on|above|behind|hang\w*|fall\w*|book|frame))",
     re.I,
 )
 # Dashes and apostrophes that look like those of a keyboard, and characters that do not show at all.
@@ -55,11 +57,19 @@ _FOREIGN = _words(
 )
 _LEAST_ENGLISH_SHARE = 0.08
 _MOST_FOREIGN_LETTERS = 0.15
-# Things, not pictures: the word before one that is banned.
+# Things, not pictures, by what stands before or after a word that is banned: a window frame, a bicycle with a red
+# frame, the frame of the door, a frame-like tower.
+_FRAMED = r"\b(?:window|door|doorway|gate|picture|mirror|bed|bike|bicycle|climbing|wooden|metal)s?"
+_COLOUR = r"(?:red|green|blue|yellow|white|black|orange|brown|gr[ae]y|pink|purple|golden|silver)"
 _THINGS = {
-    "frame": ("window", "door", "picture", "mirror", "bed", "bike", "bicycle", "climbing", "wooden", "metal"),
-    "clip": ("paper", "hair", "binder"),
+    "frame": (
+        re.compile(rf"{_FRAMED}[\s-]+(?:with\s+(?:(?:an?|its|the)\s+)?)?(?:{_COLOUR}\s+)?$", re.I),
+        re.compile(rf"-like\b|\s+of\s+(?:an?|its|the)\s+(?:\w+\s+)?{_FRAMED}\b", re.I),
+    ),
+    "clip": (re.compile(r"\b(?:paper|hair|binder)[\s-]+$", re.I), re.compile(r"-like\b", re.I)),
 }
+# A tree frames the house; but in both frames the figure stands.
+_SEVERAL = re.compile(r"\b(?:the|these|those|both|all|two|three|four|few|some|several|in|of|between|across)\s+$", re.I)
 # Text that shrinks to less than this share of its length when compressed repeats itself.
 _LEAST_COMPRESSED_SHARE, _COMPRESSED_FROM_WORDS = 0.35, 30
 _MOST_RUN = 4  # the same word, or the same sentence, this often in a row or in all
@@ -148,5 +158,8 @@ def banned(text: str, words: tuple[str, ...]) -> str:
 
 
 def _is_thing(text: str, found: re.Match[str]) -> bool:
-    before = re.search(r"(\w+)[\s-]+$", text[: found.start()].lower())
-    return before is not None and before[1] in _THINGS.get(found[0].lower().removesuffix("s"), ())
+    before, word, after = text[: found.start()], found[0].lower(), text[found.end() :]
+    if word == "frames" and re.match(r"\s+the\b", after, re.I):
+        return not _SEVERAL.search(before)
+    things = _THINGS.get(word.removesuffix("s"))
+    return things is not None and bool(things[0].search(before) or things[1].match(after))

@@ -191,11 +191,20 @@ def read(value: Any) -> Reply:
         return Reply("dropped", clean(f"refusal: {refusal or 'content filter'}", ""), **paid)
     if finish == "length":
         return Reply("dropped", CUT, **paid)
-    try:
-        # Servers that ignore `response_format` put the object between fences or words.
-        return Reply("ok", answer=Answer.model_validate_json(text[text.find("{") : text.rfind("}") + 1]), **paid)
-    except (ValueError, TypeError, AttributeError):
-        return Reply("failed", NO_SCHEMA, **paid)
+    answer = _answer(text) if isinstance(text, str) else None
+    return Reply("ok", answer=answer, **paid) if answer else Reply("failed", NO_SCHEMA, **paid)
+
+
+def _answer(text: str) -> Answer | None:
+    """The first object in a text that follows the schema: servers that ignore `response_format` put it between fences,
+    words or thoughts."""
+    for found in re.finditer(r"\{", text):
+        try:
+            _, end = json.JSONDecoder().raw_decode(text, found.start())
+            return Answer.model_validate_json(text[found.start() : end])
+        except (ValueError, RecursionError):
+            continue
+    return None
 
 
 def _paid(usage: Any) -> dict[str, Any]:
@@ -229,8 +238,9 @@ def _unsupported(code: Any, param: str | None, words: str) -> str:
     """The parameter that a model refuses and that the request can do without; empty for none."""
     if code in ("unsupported_parameter", "unsupported_value") and param in _REPLACED:
         return param or ""
-    # Some gateways pass on the sentence alone.
-    return "max_tokens" if _REPLACED["max_tokens"] in words else ""
+    # Some gateways pass on the sentence alone; others name the parameter where its value is wrong.
+    refused = _REPLACED["max_tokens"] in words and re.search(r"unsupported|not supported", words, re.I)
+    return "max_tokens" if refused else ""
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -1,6 +1,7 @@
 """A person's corrections: a CSV that wins over every machine's caption and survives every rerun."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 from brickreel.captions.items import Caption, by_person
@@ -25,6 +26,9 @@ def read(path: Path | None) -> dict[tuple[str, str], Caption]:
                 raise ValueError(f"{path} needs the columns clip_id and text (and may have kind): no {sorted(missing)}")
             good = reader.line_num
             for line in reader:
+                if _blank(line):
+                    good = reader.line_num
+                    continue
                 if None in line or None in (line["clip_id"], line.get("kind", ""), line["text"]):
                     what = "more" if None in line else "fewer"
                     raise ValueError(
@@ -44,3 +48,8 @@ def read(path: Path | None) -> dict[tuple[str, str], Caption]:
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file of corrections {path} (caption.corrections)") from None
     return found
+
+
+def _blank(line: Mapping[str | None, str | list[str] | None]) -> bool:
+    """Whether a line has nothing in any cell, as spreadsheets leave them behind."""
+    return not any("".join(cells or "").strip() for cells in line.values())

@@ -2,12 +2,12 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from brickreel import files
-from brickreel.captions import client, ledger, prices, server
+from brickreel.captions import client, ledger, prices, prompts, server
 from brickreel.captions import request as requests
 from brickreel.captions.asking import Asking
 from brickreel.captions.batch import Batching
@@ -25,6 +25,8 @@ logger = logging.getLogger("brickreel")
 
 ESTIMATES = "estimates.jsonl"
 FORECAST = Path("results/caption/forecast.json")
+_SENT = ("material", "frames", "image_side", "jpeg_quality", "detail")
+"""Settings without which, besides the model and the prompts, no stored answer counts."""
 
 
 def check(settings: Settings) -> None:
@@ -40,20 +42,23 @@ async def caption(
     label = f"{shard.name}/{shard.count}"
     price = prices.price(settings)
     wanted = [requests.request(item, settings) for item in items]
-    own = server.running(settings.server, settings.model, settings.api_key_env) if settings.server.command else None
     with ledger.sole(ledger.FOLDER, label):
         account = Ledger(
             ledger.FOLDER, label, settings.budget_usd, frozenset(r.key for r in wanted), 2 * settings.timeout_s
         )
         account.open()
         open_requests = [r for r in wanted if judge(account.rows.get(r.key, []), settings)[0] is None]
-        estimate(open_requests, wanted, settings, price, account)
+        own = None
+        if settings.server.command and open_requests:
+            own = server.running(settings.server, settings.model, settings.api_key_env)
         base_url, key = (own.url, own.key) if own else (settings.base_url, client.api_key(settings))
         async with client.connect(settings, base_url, key) as api:
+            under_way = UnderWay(price, account, api, settings.attempts)
+            estimate(open_requests, wanted, settings, price, account, under_way.keys())
             with Bar(f"caption {shard.name}", len(wanted), "clips") as bar:
                 try:
-                    under_way = UnderWay(price, account, api, settings.attempts)
-                    await under_way.await_earlier(bar)
+                    if own or not settings.server.command:
+                        await under_way.await_earlier(bar)
                     if under_way.stop:
                         raise under_way.stop
                     if settings.batch:
@@ -66,15 +71,28 @@ async def caption(
 
 
 def estimate(
-    open_requests: Sequence[Request], wanted: Sequence[Request], settings: Settings, price: Price, account: Ledger
+    open_requests: Sequence[Request],
+    wanted: Sequence[Request],
+    settings: Settings,
+    price: Price,
+    account: Ledger,
+    in_batches: Set[str] = frozenset(),
 ) -> None:
-    """Print what the requests will cost, and keep the forecast beside the ledger for the report."""
-    tokens = [requests.expected_tokens(r, settings, price, account) for r in open_requests]
-    expected = sum(price.usd(*each) for each in tokens)
+    """Print what the requests will cost, and keep the forecast beside the ledger for the report.
+
+    `in_batches`: keys that are asked for already; their money is reserved.
+    """
+
+    def likely_usd(asked: Sequence[Request]) -> float:
+        return sum(price.usd(*requests.expected_tokens(r, settings, price, account)) for r in asked)
+
+    under_way = [r for r in open_requests if r.key in in_batches]
+    open_requests = [r for r in open_requests if r.key not in in_batches]
+    expected = likely_usd(open_requests)
     most = sum(requests.most_usd(r, settings, price, account) for r in open_requests)
     logger.info(
-        "caption %s: %d requests to %s for %d clips (%d are answered already): about %.2f USD, at most %.2f; "
-        "%.2f of the budget of %.2f USD is spent",
+        "caption %s: %d requests to %s for %d clips (%d are answered or in batches already): about %.2f USD, at most "
+        "%.2f; %.2f of the budget of %.2f USD is spent",
         account.shard, len(open_requests), settings.model, len(wanted), len(wanted) - len(open_requests), expected,
         most, account.spent_usd + account.outstanding_usd, settings.budget_usd,
     )  # fmt: skip
@@ -83,10 +101,12 @@ def estimate(
         "time_s": time.time(),
         "shard": account.shard,
         "model": settings.model,
+        "sent": {"prompts": prompts.VERSIONS} | {name: getattr(settings, name) for name in _SENT},
         "requests": len(open_requests),
         "usd": expected,
         "usd_most": most,
-        "usd_answered": sum(row["usd"] for key in answered for row in account.rows.get(key, [])),
+        "usd_answered": likely_usd(under_way)
+        + sum(row["usd"] for key in answered for row in account.rows.get(key, [])),
         "usd_spent": account.spent_usd + account.outstanding_usd,
     }
     with account.locked():  # shards that start together must not overwrite the forecast with an older one
@@ -120,22 +140,26 @@ def _compare(row: Mapping[str, Any], known: Sequence[Mapping[str, Any]], budget_
 
 
 def firsts(estimates: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Each shard's first estimate for the model last used, the oldest first."""
+    """Each shard's first estimate for the model, prompts and pictures last used, the oldest first."""
     found: dict[str, Mapping[str, Any]] = {}
     for row in estimates:
         known = found.get(row["shard"])
-        if known is None or known["model"] != row["model"]:
+        if known is None or _asked(known) != _asked(row):
             found.pop(row["shard"], None)
             found[row["shard"]] = row
     if not estimates:
         return []
     # Shards of an earlier run that was divided otherwise had the same clips.
-    model, count = estimates[-1]["model"], estimates[-1]["shard"].partition("/")[2]
-    return [r for r in found.values() if r["model"] == model and r["shard"].partition("/")[2] == count]
+    asked, count = _asked(estimates[-1]), estimates[-1]["shard"].partition("/")[2]
+    return [r for r in found.values() if _asked(r) == asked and r["shard"].partition("/")[2] == count]
+
+
+def _asked(estimate: Mapping[str, Any]) -> tuple[Any, Any]:
+    return estimate["model"], estimate.get("sent")
 
 
 def forecast(estimates: Sequence[Mapping[str, Any]]) -> float:
-    """What all shards were expected to cost in all, from each shard's first estimate for the model last used."""
+    """What all shards were expected to cost in all, from each shard's first estimate for what was last asked."""
     return float(sum(r["usd"] + r["usd_answered"] for r in firsts(estimates)))
 
 

@@ -115,6 +115,8 @@ class Ledger:
     seen_tokens: dict[tuple[str, str, str | None], list[int]] = field(default_factory=dict)
     """(model, prompt version, pictures) -> answers, tokens in, tokens out, most tokens in."""
     counts: Counter[str] = field(default_factory=Counter)
+    abandoned: set[str] = field(default_factory=set)
+    """Batches that nobody here follows: their keys are asked for again, their money stays reserved."""
     _mine: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -190,7 +192,7 @@ class Ledger:
         if reservation["request"] in self._mine:
             return True
         if reservation["batch"]:
-            return time.time() - reservation["time_s"] < BATCH_ALIVE_S
+            return reservation["batch"] not in self.abandoned and time.time() - reservation["time_s"] < BATCH_ALIVE_S
         if reservation["shard"] == self.shard:
             return False
         return time.time() - reservation["time_s"] < self.alive_s

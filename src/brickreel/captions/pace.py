@@ -45,18 +45,26 @@ class Pace:
     async def enter(self, tokens: int) -> None:
         """Wait for a slot, the end of a pause, and room in the limits per minute.
 
-        Raises ValueError when the endpoint asks for a pause that is longer than anybody's patience.
+        Raises ConnectionError when the endpoint asks for a pause that is longer than anybody's patience.
         """
         while self.in_flight >= max(1, int(self.limit)):
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             await turn
         self.in_flight += 1
+        paused_until = spread_s = 0.0
         try:
-            while not self.closed and (wait := self._wait_s(tokens)) > 0:
-                pause_s = self.paused_until - time.monotonic()
+            while not self.closed:
+                now = time.monotonic()
+                pause_s = self.paused_until - now
+                if self.paused_until != paused_until:
+                    # Spread over a tenth of the pause, so that all slots do not return at once.
+                    paused_until, spread_s = self.paused_until, random.uniform(0, 0.1 * max(0.0, pause_s))  # noqa: S311
+                wait = max(pause_s + spread_s, self._requests.wait_s(1), self._tokens.wait_s(tokens))
+                if wait <= 0:
+                    break
                 if pause_s > self.patience_s:
-                    raise ValueError(
+                    raise ConnectionError(
                         f"the captioning endpoint asks to wait for {pause_s / 60:.0f} minutes: start again then; what "
                         "is finished is kept in the ledger"
                     )
@@ -110,12 +118,6 @@ class Pace:
         if seconds > _TOLD_FROM_S and now >= self.paused_until:
             logger.info("the captioning endpoint is given a pause of %.0f s", seconds)
         self.paused_until = max(self.paused_until, now + seconds)
-
-    def _wait_s(self, tokens: int) -> float:
-        pause = self.paused_until - time.monotonic()
-        # Spread over a tenth of the pause, so that all slots do not return at once.
-        pause = pause + random.uniform(0, 0.1 * pause) if pause > 0 else 0.0  # noqa: S311
-        return max(pause, self._requests.wait_s(1), self._tokens.wait_s(tokens))
 
 
 class _Bucket:

@@ -84,7 +84,10 @@ class Server:
             time.sleep(_LOOK_AGAIN_S)
         self.check()
         if self._answer("/v1/models") in (401, 403):
-            raise ValueError(f"port {self.port} is another server's, which refuses this one's key: start again")
+            raise ValueError(
+                f"port {self.port} is another server's, which refuses this one's key: start again; or the program of "
+                f"caption.server.command demands another key than the one in {KEY_VARIABLE}"
+            )
         logger.info("caption: the server is healthy after %.0f s", time.monotonic() - started)
 
     def check(self) -> None:

@@ -11,8 +11,8 @@ from pydantic_core import PydanticCustomError
 from brickreel.config.section import Fraction, Positive, Section
 
 _KEY_OPTION = re.compile(r"--?api[-_]?key(=|$)", re.IGNORECASE)
-_KEY = re.compile(r"(^|\W)(sk-[\w-]{16,}|hf_[A-Za-z0-9]{30,})")
-"""Keys of OpenAI and of Hugging Face."""
+_KEY = re.compile(r"(^|\W)(sk-(?=[\w-]*\d)[\w-]{16,}|hf_[A-Za-z0-9]{30,})")
+"""Keys of OpenAI, which have digits as no word has, and of Hugging Face."""
 
 
 def _secret(sentence: str) -> PydanticCustomError:
@@ -24,14 +24,20 @@ def _variable(name: str) -> str:
     """A variable's name, upper case as everybody has them: a key that was put in its place is not, or has a long word
     with digits, and is refused before it can be written into any settings file."""
     if name and (not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) or re.search(r"(?=[A-Z]*[0-9])[A-Z0-9]{16,}", name)):
-        raise _secret("must be the name of an environment variable such as OPENAI_API_KEY, never the key itself")
+        raise _secret(
+            "must be the name of an environment variable, in upper case, such as OPENAI_API_KEY, never the key itself"
+        )
     return name
 
 
 def _address(url: str | None) -> str | None:
     parts = urlsplit(url or "")
-    if "@" in parts.netloc or parts.query or _KEY.search(url or ""):
+    if "@" in parts.netloc or _KEY.search(url or ""):
         raise _secret("must hold no user, password or key: the key belongs into the variable that api_key_env names")
+    if parts.query:
+        raise _secret(
+            "must have no query, which is what follows the '?': paths are added at its end, and it may hold a key"
+        )
     return url
 
 
