@@ -72,6 +72,8 @@ def test_forecast_is_not_overwritten_by_a_shards_older_reading(tmp_path, monkeyp
         write(path, value)
 
     monkeypatch.setattr(endpoint.files, "write_json", slow)
-    one = estimated("00/2", 50.0)
+    estimated("00/2", 50.0)
     others[0].join()
-    assert files.read_json(endpoint.FORECAST)["usd"] == pytest.approx(2 * one)
+    expected = [row["usd"] for row in files.read_json_lines(tmp_path / FOLDER / endpoint.ESTIMATES)]
+    assert len(expected) == 2
+    assert files.read_json(endpoint.FORECAST)["usd"] == pytest.approx(sum(expected))
