@@ -1,4 +1,5 @@
 import os
+import resource
 import subprocess
 import sys
 
@@ -165,3 +166,17 @@ def test_what_ends_a_rank_by_itself_leaves_evidence_in_the_folder_of_the_job(tmp
         assert prefix == f"{tmp_path}/logs/train/small/nccl-{os.getpid()}-0-rank-"
         assert "in where_it_was" in stacks
     assert (tmp_path / "logs/train/small").is_dir()
+
+
+def test_ranks_may_open_as_many_files_as_the_node_allows(monkeypatch):
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 20_000))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limits: asked.append(limits))
+    distributed._allow_open_files()
+    assert asked == [(20_000, 20_000)]
+
+    def refuse(which, limits):
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    distributed._allow_open_files()  # what cannot be raised stays as it is
