@@ -1,7 +1,6 @@
 # From a folder of films to a fine-tuned model and its report. Read it as a table of contents; one file per part.
 #   snakemake --cores 4                      on this machine
 #   snakemake --profile slurm                on a Slurm cluster
-from brickreel import files
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
@@ -30,10 +29,9 @@ rule all:
         expand("results/export/{run}/model_index.json", run=RUNS),
 
 
-# Snakemake's own lock survives kill -9 and must then be removed by hand; this one does not.
 onstart:
     try:
-        files.hold(".snakemake/brickreel.lock")
+        hold()
     except BlockingIOError as error:
         raise WorkflowError(str(error)) from None
     # Before captions are paid for and jobs wait in a queue.

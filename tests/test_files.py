@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -96,3 +98,12 @@ def test_a_held_file_names_its_holder_and_is_free_after_a_kill(tmp_path):
         holder.kill()
         holder.wait()
     os.close(files.hold(path))
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def without(stream, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", without)  # no such file system can be mounted here
+    with pytest.raises(OSError, match=f"the file system of {tmp_path} has no file locks"):
+        files.hold(tmp_path / "lock")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +15,9 @@ def in_folder(tmp_path, monkeypatch):
 
 
 def test_a_shard_waits_for_the_process_that_is_at_it_and_another_shard_does_not(tmp_path):
-    held = running._alone("cut", running.Shard(1, 2))
-    script = "from brickreel import running; running.set_up_logging(); running._alone('cut', running.Shard({}, 2))"
+    held = running._alone("cut", {"shard": running.Shard(1, 2)})
+    script = "from brickreel import running; running.set_up_logging(); "
+    script += "running._alone('cut', {{'shard': running.Shard({}, 2)}})"
     other = subprocess.run([sys.executable, "-c", script.format(0)], capture_output=True, text=True, timeout=60)
     assert other.returncode == 0
     assert other.stderr == ""
@@ -46,3 +48,15 @@ running.guarded("preflight", False, act)
 def test_a_process_with_a_thread_that_never_ends_ends_all_the_same(raises):
     done = subprocess.run([sys.executable, "-c", STUCK.replace("RAISES", str(raises))], timeout=60, check=False)
     assert done.returncode == int(raises)
+
+
+def test_what_works_on_one_run_does_not_wait_for_another_or_for_a_checkpoints_samples():
+    with running._alone("sample", {"run": "a"}), running._alone("sample", {"run": "a", "checkpoint": "step-2"}):
+        running._alone("sample", {"run": "b"}).close()
+    running._alone("report", {}).close()
+    assert sorted(path.name for path in Path("logs").rglob("*.lock")) == [
+        "a-step-2.lock",
+        "a.lock",
+        "all.lock",
+        "b.lock",
+    ]

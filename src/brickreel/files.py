@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 @contextmanager
@@ -128,6 +128,23 @@ def draw_of(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
+def flock(stream: TextIO | int, path: str | os.PathLike[str], wait: bool = False) -> None:
+    """Lock an open file, which is at `path`, for this process.
+
+    Raises BlockingIOError where another has it and `wait` is not set, and OSError where the file system has no locks.
+    """
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        folder = Path(path).absolute().parent
+        raise OSError(
+            f"the file system of {folder} has no file locks ({error.strerror}), without which two jobs could do the"
+            " same work: have it mounted with them (Lustre: -o flock), or put the project on one that has"
+        ) from error
+
+
 def hold(path: str | os.PathLike[str]) -> int:
     """Lock a file until this process ends, however it ends; the handle may be closed to release it earlier.
 
@@ -136,7 +153,7 @@ def hold(path: str | os.PathLike[str]) -> int:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(handle, path)
     except BlockingIOError:
         holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
         os.close(handle)

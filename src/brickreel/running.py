@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +18,7 @@ from brickreel import config
 from brickreel.cluster import exits, lock
 from brickreel.stages import Shard
 
+LAUNCHED = ("preflight", "train")
 logger = logging.getLogger("brickreel")
 
 
@@ -43,16 +44,23 @@ def run_stage(name: str, configs: tuple[str, ...] = (), **scope: Any) -> None:
     module = importlib.import_module(f"brickreel.stages.{name}")
     with recorder.recording(name, part, config.telemetry(settings), enabled=me.local_rank == 0):
         for one in scopes:
-            with _alone(name, one["shard"]) if "shard" in one else nullcontext():
+            # A job of many ranks is held by its launcher.
+            with nullcontext() if name in LAUNCHED else _alone(name, one):
                 module.run(settings, **one)
 
 
-def _alone(stage: str, shard: Shard) -> TextIO:
-    """Hold a shard for this process. Whoever is at it already is waited for: most often a job whose Snakemake was
-    killed, and which leaves nothing to do."""
-    where = Path("logs") / stage / f"shard-{shard.name}-of-{shard.count}.lock"
+def _alone(stage: str, scope: Mapping[str, Any]) -> TextIO:
+    """Hold a shard, a run or the project for this process. Whoever is at it already is waited for: most often a job
+    whose Snakemake was killed, and which leaves nothing to do."""
+    what, file = "it", "all"
+    if "shard" in scope:
+        shard = scope["shard"]
+        what, file = f"shard {shard.name}", f"shard-{shard.name}-of-{shard.count}"
+    elif "run" in scope:
+        what = file = "-".join(filter(None, (scope["run"], scope.get("checkpoint"))))
+    where = Path("logs") / stage / f"{file}.lock"
     try:
-        return lock.acquire(where, f"{stage}: shard {shard.name} is worked on")
+        return lock.acquire(where, f"{stage}: {what} is worked on")
     except ValueError as error:
         logger.info("%s; waiting for it", error)
     return lock.acquire(where, "", patience_s=math.inf)

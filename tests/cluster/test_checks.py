@@ -10,7 +10,19 @@ import torch
 from safetensors.torch import save_file
 
 from brickreel.cluster import fabric
-from brickreel.cluster.checks import at_least, at_most, compute, gpus, links, pairs, software, storage, traffic, verdict
+from brickreel.cluster.checks import (
+    at_least,
+    at_most,
+    compute,
+    gpus,
+    inherited,
+    links,
+    pairs,
+    software,
+    storage,
+    traffic,
+    verdict,
+)
 from brickreel.cluster.checks.collective import Timing
 from brickreel.telemetry.gpu import Event
 from cluster import sysfs
@@ -170,6 +182,12 @@ def test_a_rail_that_is_not_used_is_named(root):
     assert "mlx5_7:1 carried almost nothing" in check.reason
 
 
+def test_adapters_that_count_nothing_prove_nothing(root):
+    counted = {"eth0": 0, "bond0": 0}
+    check = traffic.check("n", counted, counted, 15e9, fabric.read(root), "bond0", cuda=True)
+    assert (check.result, check.reason) == ("not measured", "the drivers of the adapters count no bytes")
+
+
 def test_without_gpus_the_interface_carries_it(root):
     check = traffic.check("n", sent(), sent(bond0=10**9), 1e9, fabric.read(root), "bond0", cuda=False)
     assert check.result == "pass"
@@ -276,3 +294,28 @@ def test_adapters_of_which_none_is_active_are_a_fault(root):
     for name in [*(f"mlx5_{index}" for index in range(8)), "mlx5_10"]:
         sysfs.set_port(root, name, up=False)
     assert "no network adapter is active" in reasons(links.check("n", fabric.read(root)))
+
+
+TWELVE = [f"mlx5_{index}" for index in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("value", "extra"),
+    [
+        ("mlx5_1", "mlx5_10, mlx5_11"),
+        ("mlx5_0,mlx5_1:1", "mlx5_10, mlx5_11"),
+        ("=mlx5_1", None),
+        ("^mlx5_1", None),
+        ("mlx5", None),
+        ("mlx5,mlx5_1", None),
+        ("ibp", None),
+    ],
+)
+def test_a_device_that_is_a_prefix_of_others_is_told_from_a_prefix_that_is_meant(value, extra):
+    problem = inherited.prefix_problem(value, TWELVE)
+    assert problem is None if extra is None else f"also takes {extra}:" in problem
+
+
+def test_a_protocol_that_is_only_slow_is_a_warning():
+    found = {"NCCL_PROTO": "Simple", "NCCL_ALGO": "Ring"}
+    assert [check.result for check in inherited.check("n", found, {})] == ["fail", "warn"]

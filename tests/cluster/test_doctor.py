@@ -127,6 +127,48 @@ def test_a_strange_account_and_a_folder_that_nodes_do_not_see_are_named():
     assert "does not see" in problems({}, [Look("cpu", "n1", "a node does not see /home/x")])
 
 
+@pytest.mark.parametrize(
+    ("gres", "found"),
+    [
+        ("gpu:h100:8(S:0-1)", ("h100", 8)),
+        ("gpu:8", ("", 8)),
+        ("gpu:4090:8", ("4090", 8)),
+        ("gpu:2080ti:4,nvme:1", ("2080ti", 4)),
+        ("gpu:1g.10gb:7", ("1g.10gb", 7)),
+        ("lscratch:5", ("", 0)),
+        ("(null)", ("", 0)),
+    ],
+)
+def test_types_of_gpus_may_be_numbers(gres, found):
+    assert site_facts.gpus_of(gres) == found
+
+
+SRUN = """#!/bin/sh
+echo "$@" > asked
+echo "srun: error: Unable to allocate resources: $REASON" >&2
+exit 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("reason", "sentence"),
+    [
+        ("Connection timed out", site_facts.BUSY),
+        ("Requested nodes are busy", site_facts.BUSY),
+        ("Invalid qos specification", "the QOS does not exist or is not yours"),
+    ],
+)
+def test_a_busy_partition_is_told_from_one_that_refuses(tmp_path, monkeypatch, reason, sentence):
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("REASON", reason)
+    monkeypatch.chdir(tmp_path)
+    hopper = next(partition for partition in FACTS.partitions if partition.gpus)
+    assert sentence in site_facts.look_from(hopper, "", tmp_path).problem
+    assert f"--gres=gpu:{hopper.gpu_type}:1" in (tmp_path / "asked").read_text()
+
+
 def test_outside_a_project_the_doctor_says_where_to_start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="start from the project's folder"):

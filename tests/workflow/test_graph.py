@@ -1,5 +1,6 @@
 """The graph as Snakemake sees it: dry runs over outputs that are only touched, so that no stage runs here."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from brickreel import files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SETTINGS = {
@@ -113,6 +116,24 @@ def test_a_changed_setting_reruns_its_stage_and_what_depends_on_it(finished):
     jobs = planned(finished, changed(caption={"model": "another"}))
     assert set(jobs).isdisjoint({"ingest", "analyze", "curate", "cut"})
     assert {"caption", "encode", "plan", "train", "report"} <= set(jobs)
+
+
+def test_whoever_looks_while_a_run_is_at_work_changes_no_settings_of_it(finished):
+    settings = finished / "results/settings/caption.json"
+    before = settings.read_bytes()
+    changes = changed(caption={"model": "another"})
+    lock = files.hold(finished / ".snakemake/brickreel.lock")
+    try:
+        done = snakemake(finished, changes, "--dry-run")
+    finally:
+        os.close(lock)
+    assert "changed settings count when it has ended" in done.stderr
+    assert settings.read_bytes() == before
+    # A job of that run reads the graph anew: with the settings of its run, not with what config.yaml says by now.
+    snakemake(finished, changes, "--dry-run", "--mode", "remote", check=False)
+    assert settings.read_bytes() == before
+    snakemake(finished, changes, "--dry-run")
+    assert settings.read_bytes() != before
 
 
 def test_a_correction_that_was_added_is_taken_up(finished):

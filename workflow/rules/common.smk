@@ -1,11 +1,12 @@
 # The configuration, checked once, and each stage's own settings file: a stage reruns when its settings change.
+import os
 import shlex
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from brickreel import config as brickreel_config
+from brickreel import config as brickreel_config, files
 from brickreel.films import withdrawn
 from brickreel.stages import STAGES
 
@@ -29,9 +30,35 @@ shell.prefix(
     f" {brickreel_config.TELEMETRY}={TELEMETRY}; "
 )
 
-for stage in STAGES:
-    for run in RUNS if stage.scope == "run" else [None]:
-        brickreel_config.write_settings(CONFIG, stage.name, run)
+
+def hold():
+    """Lock this folder for this Snakemake. Its own lock survives kill -9 and must then be removed by hand."""
+    try:
+        return files.hold(".snakemake/brickreel.lock")
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def write_settings():
+    """Each stage's settings file, unless a run is at work here: its jobs go on with what it was started with."""
+    if not workflow.is_main_process:
+        return
+    try:
+        os.close(hold())
+    except BlockingIOError:
+        print(
+            "A run is at work in this folder: changed settings count when it has ended.",
+            file=sys.stderr,
+        )
+        return
+    for stage in STAGES:
+        for run in RUNS if stage.scope == "run" else [None]:
+            brickreel_config.write_settings(CONFIG, stage.name, run)
+
+
+write_settings()
 
 
 # Captions alone need none: who only makes a dataset, with --until caption, is not held up.

@@ -6,7 +6,6 @@ process died: either way its highest price counts as spent, so that the budget h
 only ever appended to, in groups, each group synchronised to the disk before the request is sent or its answer used.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from brickreel import tables
+from brickreel import files, tables
 from brickreel.captions.client import Reply
 from brickreel.captions.prices import Price
 
@@ -254,13 +253,7 @@ class Ledger:
     def locked(self) -> Iterator[None]:
         """Hold the account for this process."""
         with (self.folder / "lock").open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            except OSError as error:
-                raise OSError(
-                    f"the file system of {self.folder} has no file locks ({error}), which the budget needs: "
-                    "put the project on one that has, or mount it with them"
-                ) from error
+            files.flock(stream, self.folder / "lock", wait=True)
             yield
 
 
@@ -304,7 +297,7 @@ def sole(folder: Path, shard: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"shard-{shard.replace('/', 'of')}.lock").open("w") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.flock(stream, stream.name)
         except BlockingIOError:
             raise ValueError(f"shard {shard} is being captioned by another process already") from None
         yield

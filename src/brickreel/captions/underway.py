@@ -5,7 +5,6 @@ off is looked for by its name. One that was sent to another endpoint is left alo
 """
 
 import asyncio
-import fcntl
 import json
 import logging
 import time
@@ -140,7 +139,7 @@ class UnderWay:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{name}.lock").open("w") as stream:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                files.flock(stream, stream.name)
             except BlockingIOError:
                 yield False
                 return

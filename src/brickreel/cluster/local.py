@@ -43,7 +43,7 @@ class LocalRanks:
         tasks = len(logs)
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        threads = str(max(1, (os.cpu_count() or 1) // tasks))
+        threads = str(max(1, len(os.sched_getaffinity(0)) // tasks))
         common = {"OMP_NUM_THREADS": threads} | dict(os.environ)
         common |= {"WORLD_SIZE": str(tasks), "LOCAL_WORLD_SIZE": str(tasks), "PYTHONUNBUFFERED": "1"}
         common |= {_LAUNCHER: str(os.getpid())}

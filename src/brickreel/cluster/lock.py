@@ -1,6 +1,5 @@
 """Locks that the system lets go of however their holder ends: no lock file ever has to be removed by hand."""
 
-import fcntl
 import os
 import socket
 import time
@@ -8,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+from brickreel import files
 
 LAUNCH_PATIENCE_S = 30.0
 """A launcher whose Snakemake was killed needs a moment to notice and let go, and ranks whose launcher was killed need
@@ -32,7 +33,7 @@ def acquire(where: Path, sentence: str, patience_s: float = 0.0) -> TextIO:
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.flock(stream, where)
             break
         except BlockingIOError:
             if time.monotonic() >= deadline:

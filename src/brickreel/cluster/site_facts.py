@@ -14,6 +14,7 @@ from brickreel.cluster import slurm
 
 UNLIMITED_MIN = 365 * 24 * 60
 LOOK_TIMEOUT_S = 90
+BUSY = "no node became free in time: look again when the partition is less busy"
 USABLE = ("idle", "mix", "alloc", "comp", "plnd", "resv")
 
 
@@ -119,7 +120,7 @@ def _together(a: Partition, b: Partition) -> Partition:
 
 def gpus_of(gres: str) -> tuple[str, int]:
     """Type and number in `gpu:h100:8(S:0-1)`; empty and 0 where there is none."""
-    match = re.search(r"gpu:(?:([A-Za-z][\w.-]*):)?(\d+)", gres)
+    match = re.search(r"gpu:(?:([\w.-]+):)?(\d+)(?![\w.:-])", gres)
     return (match.group(1) or "", int(match.group(2))) if match else ("", 0)
 
 
@@ -162,6 +163,8 @@ def look_from(partition: Partition, account: str, folder: Path) -> Look:
     script = 'cat "$1" >/dev/null || exit 3; "$2" -c "import brickreel" || exit 4; touch "$1.back" || exit 5; hostname'
     words = ["srun", f"--partition={partition.name}", "--nodes=1", "--ntasks=1", "--time=2", "--mem=500M"]
     words += [f"--account={account}"] if account else []
+    # A queue for GPUs may refuse jobs that ask for none.
+    words += [f"--gres=gpu:{partition.gpu_type}:1" if partition.gpu_type else "--gres=gpu:1"] if partition.gpus else []
     words += [f"--immediate={LOOK_TIMEOUT_S // 2}", f"--chdir={folder}", "sh", "-c", script, "-", str(token)]
     try:
         done = subprocess.run(
@@ -177,7 +180,7 @@ def look_from(partition: Partition, account: str, folder: Path) -> Look:
         seen_back = back.exists()
         back.unlink(missing_ok=True)
     except subprocess.TimeoutExpired:
-        return Look(partition.name, "", "no node became free in time: look again when the partition is less busy")
+        return Look(partition.name, "", BUSY)
     finally:
         token.unlink(missing_ok=True)
     node = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
@@ -195,5 +198,7 @@ def _explain(done: "subprocess.CompletedProcess[str]", folder: Path) -> str:
     status = done.returncode
     if status in reasons:
         return reasons[status]
+    if re.search(r"Unable to allocate resources: .*(busy|timed out|Immediate execution)", done.stderr):
+        return BUSY
     last = done.stderr.strip().splitlines()
     return slurm.explain_refusal(last[-1]) if last else f"the job ended with status {status}"

@@ -1,7 +1,6 @@
 """The folder of clips as a dataset: a table that `datasets` and people can read, and a card."""
 
 import csv
-import fcntl
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -64,7 +63,7 @@ def describe(folder: Path, index: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (index.parent / "dataset.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        files.flock(lock, lock.name, wait=True)
         wanted = (pc.field("kind") == "clip") & (pc.field("outcome") == "ok")
         columns = ["kind", "outcome", "path", *_COLUMNS, "in_poses", "holds"]
         totals = _write_metadata(folder / METADATA, tables.batches("cut_index", index, columns, wanted))

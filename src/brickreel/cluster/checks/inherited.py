@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from brickreel.cluster.checks import Check
+from brickreel.cluster.checks import Check, Result
 
 CONF_FILES = (Path("~/.nccl.conf"), Path("/etc/nccl.conf"))
 PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_")
@@ -24,6 +24,8 @@ HARMFUL = {
 }
 # With these values the variable does nothing.
 HARMLESS_VALUES = ("0", "", "false")
+# Slow for small messages and correct everywhere; some vendors' recipes for networks of their own ask for it.
+SLOW_AT_WORST = {("NCCL_PROTO", "simple")}
 
 
 def gather(environment: Mapping[str, str], conf_files: Sequence[Path] = CONF_FILES) -> dict[str, str]:
@@ -46,7 +48,8 @@ def check(node: str, found: Mapping[str, str], written: Mapping[str, str], devic
         name = where.rpartition(": ")[2]
         if name in HARMFUL and value.lower() not in HARMLESS_VALUES:
             reason = f"{where}={value} {HARMFUL[name]}: remove it"
-            checks.append(Check("inherited variables", node, "fail", f"{name}={value}", "", "", reason))
+            result: Result = "warn" if (name, value.lower()) in SLOW_AT_WORST else "fail"
+            checks.append(Check("inherited variables", node, result, f"{name}={value}", "", "", reason))
         elif name == "NCCL_IB_HCA" and (problem := prefix_problem(value, devices)):
             checks.append(Check("inherited variables", node, "fail", f"{name}={value}", "", "", problem))
         elif ": " in where and written.get(name) != value:
@@ -58,12 +61,15 @@ def check(node: str, found: Mapping[str, str], written: Mapping[str, str], devic
 def prefix_problem(value: str, devices: Sequence[str] = ()) -> str | None:
     """Why a value of NCCL_IB_HCA takes more devices than it names; None when it is exact, excludes, or fits anyway.
 
-    Without `=` NCCL matches prefixes: mlx5_1 also takes mlx5_10 and mlx5_11.
+    Without `=` NCCL matches prefixes: mlx5_1 also takes mlx5_10 and mlx5_11. A name that no device has, such as mlx5 or
+    ibp, is meant as a prefix.
     """
     if not value or value.startswith(("=", "^")):
         return None
-    names = [item.partition(":")[0] for item in value.split(",")]
-    extra = [device for device in devices if device not in names and any(device.startswith(name) for name in names)]
+    names = tuple(item.partition(":")[0] for item in value.split(","))
+    meant = tuple(name for name in names if name not in devices)
+    extra = [device for device in devices if device not in names and device.startswith(names)]
+    extra = [device for device in extra if not (meant and device.startswith(meant))]
     if extra:
         return f"NCCL_IB_HCA={value} matches prefixes and also takes {', '.join(extra)}: write NCCL_IB_HCA=={value}"
     return None

@@ -43,6 +43,9 @@ def check(
         names = ", ".join(port.name for port in fabric.unfamiliar) or "another network"
         reason = f"there is neither InfiniBand nor RoCE, and what {names} carries is not counted here"
         return Check("network traffic", node, "not measured", reason=reason)
+    if rails and not any(name in after for name in rails):
+        reason = "the drivers of the adapters count no bytes"
+        return Check("network traffic", node, "not measured", reason=reason)
     where = "the InfiniBand rails" if rails else paths[0]
     threshold = f"at least {FAIL_SHARE:.0%} of the expected {expected / 1e9:.3g} GB on {where}"
     problems = []
