@@ -5,6 +5,14 @@ from PIL import Image
 from brickreel.evaluation import sheets
 
 
+def test_a_sheet_of_more_pictures_than_one_looks_at_shows_some(tmp_path):
+    picture = np.zeros((64, 64, 3), np.uint8)
+    rows = [[picture] * 200 for _ in range(1000)]
+    sheets.grid(tmp_path / "a.jpg", rows, [str(row) for row in range(1000)], [str(step) for step in range(200)], "many")
+    width, height = Image.open(tmp_path / "a.jpg").size
+    assert ((width - 266) // 140, height // 140) == (sheets.MOST_COLUMNS, sheets.MOST_ROWS)
+
+
 def test_sheet_holds_every_picture_where_its_labels_say(tmp_path):
     red, blue = np.full((64, 64, 3), (250, 0, 0), np.uint8), np.full((64, 96, 3), (0, 0, 250), np.uint8)
     path = tmp_path / "a 'sheet'.jpg"

@@ -1,6 +1,7 @@
 """Which clips, captions, latents and checkpoints a film went into, and taking it out."""
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -37,11 +38,14 @@ def film_id(title="The First"):
 def test_a_film_is_traced_to_the_checkpoints_that_saw_it(trained):
     traced = lineage.trace(film_id())
     bricks, other = traced["runs"]
-    assert bricks["checkpoints"] == ["results/train/bricks/checkpoints/step-00000004"]
+    checkpoint = "results/train/bricks/checkpoints/step-00000004"
+    assert bricks["checkpoints"] == [checkpoint]
     assert (bricks["steps"], bricks["first_step"]) == (1, 3)
     assert (other["steps"], other["checkpoints"]) == (0, [])
     assert len(traced["clips"]) == 3
     assert len(traced["captions"]) == 4
+    Path(checkpoint).rename(f"{checkpoint}.damaged")
+    assert lineage.trace(film_id())["runs"][0]["checkpoints"] == [f"{checkpoint}.damaged"]
 
 
 def test_a_dataset_that_was_exported_with_a_withdrawn_film_goes_with_it(trained):
@@ -57,7 +61,11 @@ def test_a_dataset_that_was_exported_with_a_withdrawn_film_goes_with_it(trained)
 
 def test_a_withdrawn_film_leaves_the_dataset_and_stays_out(trained):
     identity = film_id()
+    for run in ("bricks", "other"):
+        for pattern in lineage.NEAREST:
+            files.write_bytes(pattern.format(run), b"")
     lineage.withdraw(identity)
+    assert {path.parent.name for path in Path("results").rglob("nearest.jpg")} == {"other"}
     assert identity not in {row["film_id"] for row in tables.read("cut_index", cut.OUTPUT).to_pylist()}
     assert not list(cut.CLIPS.glob(f"{identity}*"))
     assert not list(cut.STILLS.glob(f"{identity}*"))

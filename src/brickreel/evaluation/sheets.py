@@ -16,6 +16,8 @@ PAPER, INK, FAINT, CELL = (250, 249, 246), (28, 30, 34), (112, 116, 124), (232, 
 MARGIN, GAP, TEXT, LABEL_WIDTH = 28, 8, 15, 210
 # Small pictures are enlarged to at least this many rows, so that a 64-pixel model can be judged by eye.
 CELL_HEIGHT = 132
+# As many as a person looks at and a browser shows; the sides of a JPEG end at 65,500 pixels.
+MOST_ROWS, MOST_COLUMNS = 60, 24
 
 
 def grid(
@@ -28,10 +30,19 @@ def grid(
 ) -> None:
     """Write a JPEG with one row of pictures [H, W, 3] per label; a missing picture is an empty cell.
 
+    Of more rows than MOST_ROWS the first are shown, of more columns than MOST_COLUMNS some, the first and last among
+    them.
+
     Raises ValueError when labels and pictures do not match or there is no picture at all.
     """
     if len(rows) != len(row_labels) or any(len(row) != len(column_labels) for row in rows):
         raise ValueError("a contact sheet needs one label per row and per column")
+    if len(rows) > MOST_ROWS:
+        subtitle = f"{subtitle} · " * bool(subtitle) + f"the first {MOST_ROWS} of {len(rows):,} rows"
+        rows, row_labels = rows[:MOST_ROWS], row_labels[:MOST_ROWS]
+    if len(column_labels) > MOST_COLUMNS:
+        shown = np.linspace(0, len(column_labels) - 1, MOST_COLUMNS).round().astype(int)
+        rows, column_labels = [[row[index] for index in shown] for row in rows], [column_labels[i] for i in shown]
     present = [picture for row in rows for picture in row if picture is not None]
     if not present:
         raise ValueError("there are no pictures to put on a contact sheet")

@@ -20,6 +20,8 @@ CAPTIONS = Path("results/caption/captions.parquet")
 ENCODE = Path("results/encode/index.parquet")
 TRAIN = Path("results/train")
 EXPORT = Path("results/export")
+NEAREST = ("results/evaluate/{}/nearest.jpg", "results/report/media/{}/nearest.jpg")
+"""Samples beside the training clips that are nearest to them, by run."""
 
 
 def trace(film: str) -> dict[str, Any]:
@@ -77,8 +79,9 @@ def _captions(clips: set[str]) -> list[dict[str, Any]]:
 def _run(folder: Path, film_id: str, clips: set[str]) -> dict[str, Any]:
     """Steps of a run that were shown the film, and the checkpoints that were written after the first of them."""
     steps = sorted(_steps_shown(folder / "steps", film_id, clips))
-    checkpoints = [path for path in sorted(folder.glob("checkpoints/step-*")) if path.name[5:].isdecimal()]
-    saw = [str(path) for path in checkpoints if steps and int(path.name[5:]) >= steps[0]]
+    # Those set aside as step-00000250.damaged hold what they saw all the same.
+    checkpoints = [path for path in sorted(folder.glob("checkpoints/step-*")) if path.stem[5:].isdecimal()]
+    saw = [str(path) for path in checkpoints if steps and int(path.stem[5:]) >= steps[0]]
     results = [folder / "final", EXPORT / folder.name]
     return {
         "run": folder.name,
@@ -103,6 +106,8 @@ def _steps_shown(folder: Path, film_id: str, clips: set[str]) -> set[int]:
 def withdraw(film: str) -> dict[str, Any]:
     """Take a film out of the dataset: its clips, stills and rows of the manifest go, and it is never chosen again.
 
+    So do the pictures of training clips that are nearest to samples, for runs that were shown the film.
+
     Returns its lineage as it was. The film itself and the checkpoints are left alone; an exported dataset that holds
     its clips goes as a whole, and `export` writes it again.
     """
@@ -118,6 +123,10 @@ def withdraw(film: str) -> dict[str, Any]:
         # Adopted clips lie in a folder of the user's, and stay there.
         if path.is_relative_to(CUT.parent):
             path.unlink(missing_ok=True)
+    # They may show the film; they are not made again by themselves.
+    for run in traced["runs"]:
+        for pattern in NEAREST if run["steps"] else ():
+            Path(pattern.format(run["run"])).unlink(missing_ok=True)
     for exported in {Path(path).parent.parent for path in traced["exported"]}:
         shutil.rmtree(exported)
     if CLIPS.is_dir():
