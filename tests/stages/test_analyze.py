@@ -9,8 +9,9 @@ import pytest
 
 from brickreel import config, tables
 from brickreel.films import isolated, signals
-from brickreel.stages import Shard, analyze, ingest
+from brickreel.stages import Shard, analyze, cut, ingest
 from films import project
+from films.test_decode import COUNT, damaged, encoded
 
 HURRIED = {"transnet": "off", "limits": {"seconds": 0.05}}
 
@@ -80,6 +81,19 @@ def test_a_film_that_fails_has_its_reason_and_harms_no_other(films_project):
     assert failed["frame"] == -1
     assert "is not a video file" in failed["reason"]
     assert (found["outcome"] == "ok").sum() > 100
+
+
+def test_a_damaged_film_is_read_to_its_end_and_what_is_missing_is_said(films_project, caplog):
+    path = encoded(films_project / "damaged.avi", "mjpeg", "yuvj420p")
+    project.listed(films_project, [[damaged(path, 20, 30).name, "Damaged", "CC0"]])
+    project.run("ingest", "analyze")
+    found = rows()
+    assert len(found) == COUNT - 2
+    assert set(found["outcome"]) == {"ok"}
+    assert set(found["reason"]) == {f"{COUNT - 2} of its {COUNT} frames can be decoded"}
+    assert f"damaged.avi: {COUNT - 2} of its {COUNT} frames can be decoded" in caplog.text
+    project.run("curate", "cut")
+    assert set(tables.read("cut_index", cut.OUTPUT)["outcome"].to_pylist()) == {"ok"}
 
 
 def test_a_film_that_takes_too_long_is_given_up(films_project):

@@ -22,6 +22,11 @@ _PLANAR = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"}
 
 # ffmpeg's number of the colour range that uses all 256 levels.
 FULL_RANGE = 2
+# Its numbers of the transfer curves of HDR: PQ (SMPTE ST 2084) and HLG (ARIB STD-B67).
+HDR = {16, 18}
+
+# What decoders say of a damaged packet; the external one is zlib's, as in PNG.
+_DAMAGE = (av.InvalidDataError, av.error.PatchWelcomeError, av.error.ExternalError)
 
 # Lists of other files, still pictures and typescript, which ffmpeg opens as video.
 _NOT_FILMS = {"hls", "concat", "dash", "image2", "tty", "lavfi", "png_pipe", "jpeg_pipe", "gif_pipe", "bmp_pipe"}
@@ -99,17 +104,15 @@ def frames(container: "av.container.InputContainer", source: "av.VideoStream") -
     """Decoded frames in order. What cannot be decoded is skipped, unless nothing ever could be."""
     decoded, first_error = 0, None
     packets = container.demux(source)
-    ended = False
-    while not ended:
+    while True:
         try:
+            # An error of the container ends its generator, which then has no next packet.
             packet = next(packets, None)
             if packet is None:
                 break
             batch = packet.decode()
-        except (av.InvalidDataError, av.error.PatchWelcomeError) as error:
+        except _DAMAGE as error:
             first_error = first_error or error
-            # After an error of the container (not of one packet) its generator is finished.
-            ended = getattr(packets, "gi_frame", None) is None
             continue
         for frame in batch:
             decoded += 1
@@ -119,16 +122,22 @@ def frames(container: "av.container.InputContainer", source: "av.VideoStream") -
 
 
 def _main_stream(container: "av.container.InputContainer") -> "av.VideoStream":
+    """The stream that a player shows: one that is marked as the default before others, of these the largest."""
     moving = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not moving:
         raise ValueError("has no video stream")
-    source = moving[0]
+    source = max(moving, key=_rank)
     if source.codec_context is None:
         raise ValueError("holds video of a codec that is not known")
     width, height = source.codec_context.width, source.codec_context.height
     if width * height > MAX_PIXELS:
         raise ValueError(f"promises frames of {width}x{height} pixels, more than any film has")
     return source
+
+
+def _rank(source: "av.VideoStream") -> tuple[bool, int]:
+    context = source.codec_context
+    return bool(source.disposition & av.stream.Disposition.default), context.width * context.height if context else 0
 
 
 def _picture(frame: VideoFrame, index: int, expected_s: float, height: int) -> Picture:

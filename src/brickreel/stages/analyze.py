@@ -32,7 +32,8 @@ FINISHED = OUTPUT / "_films"
 
 
 def run(config: Config, shard: Shard = Shard()) -> None:  # noqa: B008  (frozen)
-    """Write results/analyze/{shard}.parquet. A film that fails has one row with its reason.
+    """Write results/analyze/{shard}.parquet. A film that fails has one row with its reason; where frames of a film
+    cannot be decoded, the reason of its rows says how many can.
 
     Raises ValueError, with the table written, when more than `analyze.max_failed_share` of the shard's films failed,
     rounded up so that one damaged film does not stop a small shard, or when all failed and none is there to be opened;
@@ -72,7 +73,8 @@ def _finished(film: Mapping[str, Any], settings: Analyze, bar: Bar) -> tuple[Pat
         bar.advance(film["frames"], note=film["title"] or film["film_id"])
         return part, ""
     try:
-        rows, reason = as_table(film["film_id"], _read(film, settings, bar)), ""
+        found = _read(film, settings, bar)
+        rows, reason = as_table(film["film_id"], found, _lost(film, len(found))), ""
     except ValueError as error:
         reason = exits.unopened(film["path"]) or str(error)
         logger.info("analyze: %s: failed: %s", film["path"], reason)
@@ -106,8 +108,17 @@ def _read(film: Mapping[str, Any], settings: Analyze, bar: Bar) -> signals.Signa
     return found
 
 
-def as_table(film_id: str, found: signals.Signals) -> pa.Table:
-    """The signals of a film as rows of the table "signals"."""
+def _lost(film: Mapping[str, Any], decoded: int) -> str:
+    """What is to be said of a film with damaged frames, which a player skips as well."""
+    if decoded >= film["frames"]:
+        return ""
+    note = f"{decoded} of its {film['frames']} frames can be decoded"
+    logger.warning("analyze: %s: %s", film["path"], note)
+    return note
+
+
+def as_table(film_id: str, found: signals.Signals, note: str = "") -> pa.Table:
+    """The signals of a film as rows of the table "signals", with what is odd about it as their reason."""
     count = len(found)
     schema = tables.SCHEMAS["signals"]
     columns: dict[str, Any] = {
@@ -118,7 +129,7 @@ def as_table(film_id: str, found: signals.Signals) -> pa.Table:
         "new_pose": found.new_pose,
         "phash": np.asarray(found.phash),
         "outcome": ["ok"] * count,
-        "reason": [""] * count,
+        "reason": [note] * count,
     }
     for name in schema.names:
         value = getattr(found, name, None)
