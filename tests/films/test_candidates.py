@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from brickreel import config
 from brickreel.config import Curate
 from brickreel.films import candidates, filters
 
@@ -54,6 +55,22 @@ def test_a_long_shot_is_split_and_nothing_is_lost():
     assert clips.poses.max() <= 20
 
 
+@pytest.mark.parametrize(
+    ("poses", "lengths"),
+    [(48, [48]), (49, [48, 1]), (63, [48, 15]), (64, [32, 32]), (95, [48, 47]), (96, [48, 48]), (97, [33, 32, 32])],
+)
+def test_no_clip_is_too_short_but_for_the_rest_that_must_be(poses, lengths):
+    settings = Curate(min_poses=32, max_poses=48)
+    clips = candidates.find(frames([True] * poses), films(), settings)
+    assert clips.poses.tolist() == lengths
+    assert filters.reasons(clips, settings).tolist() == ["" if length >= 32 else "too_short" for length in lengths]
+
+
+def test_lengths_that_no_clip_can_have_are_refused():
+    with pytest.raises(ValueError, match="min_poses, 300, is more than max_poses, 200"):
+        config.load({"curate": {"min_poses": 300}})
+
+
 def test_films_do_not_run_into_each_other():
     clips = candidates.find(frames([True] * 30, film=[0] * 12 + [1] * 18), films(2), SETTINGS)
     assert list(zip(clips.film.tolist(), *zip(*spans(clips), strict=True), strict=True)) == [(0, 0, 12), (1, 0, 18)]
@@ -76,6 +93,21 @@ def test_timestamps_tell_holds_where_the_rate_varies():
     clips = candidates.find(frames([True] * 10, times=np.arange(10) / 12), films(varies=True), SETTINGS)
     assert clips.holds.tolist()[:-1] == [2] * 9
     assert clips.cadence.tolist() == ["twos"]
+
+
+def test_a_gap_in_a_varying_rate_ends_a_clip_and_is_nobodys_hold():
+    times = np.arange(20) / 24 + 3600 * (np.arange(20) >= 12)
+    clips = candidates.find(frames([True] * 20, times=times), films(varies=True), SETTINGS)
+    assert spans(clips) == [(0, 12), (12, 20)]
+    assert clips.holds.tolist() == [1] * 20
+    assert clips.pose_rate.tolist() == [24, 24]
+
+
+def test_a_film_that_follows_another_is_no_gap():
+    times = [*(1000 + np.arange(10) / 24), *(5000 + np.arange(10) / 24)]
+    found = frames([True] * 20, times=times, film=[0] * 10 + [1] * 10)
+    clips = candidates.find(found, films(2, varies=True), SETTINGS)
+    assert clips.holds.tolist() == [1] * 20
 
 
 def test_bars_are_cropped_to_what_every_pose_shows():

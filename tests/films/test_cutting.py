@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from brickreel.films import cutting, isolated, video
+from brickreel.films import cutting, decode, isolated, video
 from films import synth
 
 RECIPE = cutting.Recipe(short_side=180, crf=16, preset="veryfast", threads=1)
@@ -140,6 +140,51 @@ def test_a_film_that_uses_all_levels_keeps_its_contrast(tmp_path):
     cut(tmp_path, [piece("a", range(5))])
     shown = [frame.mean() for frame in video.read(tmp_path / "clips/a.mp4")]
     assert np.abs(np.array(shown) - (0, 60, 128, 200, 255)).max() <= 3
+
+
+def hdr(path, nits, curve):
+    """One frame of each brightness, in the way that HDR films are written."""
+    with av.open(str(path), "w", format="matroska") as container:
+        told = "log-level=none:lossless=1:colorprim=bt2020:colormatrix=bt2020nc"
+        stream = container.add_stream("libx265", rate=24, options={"x265-params": f"{told}:transfer={curve}"})
+        stream.width, stream.height, stream.pix_fmt = 160, 90, "yuv420p10le"
+        for bright in nits:
+            frame = av.VideoFrame(160, 90, "yuv420p10le")
+            for plane, level in zip(frame.planes, (64 + round(876 * LEVELS[curve](bright)), 512, 512), strict=True):
+                plane.update(np.full(plane.buffer_size // 2, level, np.uint16).tobytes())
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def pq(nits):
+    """SMPTE ST 2084, equation 5.2."""
+    power = (nits / 10000) ** (2610 / 16384)
+    return ((3424 / 4096 + 2413 / 128 * power) / (1 + 2392 / 128 * power)) ** (2523 / 32)
+
+
+def hlg(nits):
+    """ITU-R BT.2100, table 5, on a screen of 1,000 nits."""
+    light = (nits / 1000) ** (1 / 1.2)
+    return np.sqrt(3 * light) if light <= 1 / 12 else 0.17883277 * np.log(12 * light - 0.28466892) + 0.55991073
+
+
+LEVELS = {"smpte2084": pq, "arib-std-b67": hlg}
+
+
+@pytest.mark.parametrize("curve", LEVELS)
+def test_hdr_is_written_as_what_an_ordinary_screen_shows(tmp_path, curve):
+    nits = [0, 5, 20, 50, 100, 203, 800]
+    hdr(tmp_path / "film.mp4", nits, curve)
+    cut(tmp_path, [piece("a", range(len(nits)), still=4)])
+    shown = np.array([frame.mean() for frame in video.read(tmp_path / "clips/a.mp4")])
+    # 203 nits are paper white (ITU-R BT.2408), and BT.1886's exponent of 2.4 is what screens without HDR have.
+    wanted = 255 * (np.minimum(nits, 203) / np.float64(203)) ** (1 / 2.4)
+    assert np.abs(shown - wanted).max() < 6
+    assert cv2.imread(str(tmp_path / "stills/a.jpg")).mean() == pytest.approx(shown[4], abs=3)
+    with av.open(str(tmp_path / "clips/a.mp4")) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.pix_fmt, context.colorspace, context.color_primaries) == ("yuv420p", 1, 1)
+        assert context.color_trc not in decode.HDR
 
 
 def test_a_film_that_changes_its_size_is_refused(tmp_path):

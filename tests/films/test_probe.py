@@ -153,3 +153,47 @@ def test_other_pixel_formats_are_read(tmp_path, pixels):
     assert len(pictures) == 8
     assert pictures[0].luma.shape[0] == 90
     assert pictures[0].luma.std() > 10
+
+
+def timed(tmp_path, units):
+    """The facts of a film whose frames begin at these multiples of 1/24000 s, as a container of milliseconds has it."""
+    remux(plain(tmp_path / "plain.mp4", len(units)), tmp_path / "film.mkv", lambda number: round(units[number]))
+    return probe.probe(tmp_path / "film.mkv")
+
+
+@pytest.mark.parametrize("rate", [12, 15, 24000 / 1001, 24, 25, 30000 / 1001, 30])
+@pytest.mark.parametrize("holds", [(1, 1, 2), (1, 2), (2, 2, 2, 3), (1, 2, 2), (1, 3)])
+def test_frames_left_out_of_a_grid_do_not_change_its_rate(tmp_path, rate, holds):
+    shown = np.random.default_rng(0).choice(holds, 120)
+    found = timed(tmp_path, np.cumsum(shown) * 24000 / rate)
+    assert found.variable_rate
+    assert found.fps == rate
+
+
+@pytest.mark.parametrize("rate", [10.0, 20.0])
+def test_a_rate_that_is_not_known_is_found_as_well(tmp_path, rate):
+    shown = np.random.default_rng(0).choice([1, 1, 2], 120)
+    assert timed(tmp_path, np.cumsum(shown) * 24000 / rate).fps == pytest.approx(rate, rel=1e-3)
+
+
+@pytest.mark.parametrize(("fields", "rate"), [(60000 / 1001, 24000 / 1001), (60.0, 24.0)])
+@pytest.mark.parametrize("count", [95, 96])
+def test_a_telecined_film_has_the_rate_of_its_frames(tmp_path, fields, rate, count):
+    found = timed(tmp_path, [(2.5 * frame + 0.5 * (frame % 2)) * 24000 / fields for frame in range(count)])
+    assert (found.fps, found.variable_rate) == (rate, False)
+
+
+@pytest.mark.parametrize("rate", [12.0, 24000 / 1001, 24.0, 25.0, 30000 / 1001, 60.0])
+def test_an_even_rate_is_itself_in_milliseconds(tmp_path, rate):
+    found = timed(tmp_path, np.arange(150) * 24000 / rate)
+    assert (found.fps, found.variable_rate) == (rate, False)
+
+
+def test_hdr_is_said(tmp_path):
+    with av.open(str(tmp_path / "film.mkv"), "w") as container:
+        stream = container.add_stream("libx265", rate=24, options={"x265-params": "log-level=none:transfer=smpte2084"})
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p10le"
+        for picture in synth.scene(1, 8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    assert probe.probe(tmp_path / "film.mkv").note.startswith("is HDR")

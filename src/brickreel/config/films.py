@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from brickreel.config.section import Fraction, Positive, Section
 
@@ -28,7 +28,8 @@ class Ingest(Section):
     allow_unlicensed: bool = False
     """Accept films without a licence; they stay marked `unlicensed` in every table and card."""
     max_height: Positive = 1080
-    """Downloads are chosen with at most this many rows."""
+    """Downloads are chosen with at most this many rows. What is downloaded already stays as it is: to have it in
+    another size, delete its file in results/ingest/films."""
     limits: Limits = Limits()
     """What one film may take."""
 
@@ -55,7 +56,8 @@ class Curate(Section):
     min_poses: Positive = 15
     """Shorter clips are dropped as `too_short`."""
     max_poses: Positive = 200
-    """Longer shots are split into clips of at most this many poses."""
+    """Longer shots are split into clips of at most this many poses: of nearly equal length, or, where that would leave
+    none of `min_poses`, of this length with a rest that is too short. At least `min_poses`."""
     min_luma: Fraction = 0.02
     """Mean brightness below which a frame is black; clips of black frames are dropped as `black`."""
     dark_luma: Fraction = 0.08
@@ -71,7 +73,8 @@ class Curate(Section):
     """Share of the picture covered by text above which a clip is dropped: as `title_card` where nothing moves, else as
     `on_screen_text`."""
     freeze_s: Annotated[float, Field(gt=0)] = 1.0
-    """In a shot that is not shot in holds, a repetition longer than this is a freeze frame and not one pose."""
+    """In a shot that is not shot in holds, a repetition longer than this is a freeze frame and not one pose. Where the
+    frame rate varies, a clip ends before a gap longer than this."""
     duplicate_bits: Annotated[float, Field(ge=0, le=32)] = 8.0
     """Clips of different films whose poses differ by at most this many of 64 hash bits are near-duplicates; one is
     kept. 0 keeps all but identical ones."""
@@ -83,6 +86,12 @@ class Curate(Section):
     """Ids of films that are out of the dataset; `brickreel withdraw` adds to withdrawn.json, which counts as well."""
     audit_thumbnails: Annotated[int, Field(ge=0)] = 24
     """Thumbnails per reason on the audit page."""
+
+    @model_validator(mode="after")
+    def _lengths(self) -> "Curate":
+        if self.min_poses > self.max_poses:
+            raise ValueError(f"min_poses, {self.min_poses}, is more than max_poses, {self.max_poses}: no clip would do")
+        return self
 
 
 class Cut(Section):

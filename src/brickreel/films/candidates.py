@@ -78,23 +78,31 @@ class Clips(NamedTuple):
 
 def find(frames: Frames, films: Films, settings: Curate) -> Clips:
     """All candidate clips of the films, in order."""
-    segment, black = _segments(frames, settings.min_luma)
+    gap = _gaps(frames, films, settings.freeze_s)
+    segment, black = _segments(frames, gap, settings.min_luma)
     inside = segment >= 0
     rows = np.flatnonzero(inside)
     segment = segment[rows]
     new = frames.new_pose[rows] | _first(segment)
     new = _thaw(new, segment, films.fps[frames.film[rows]], settings.freeze_s)
     pose_rows = np.flatnonzero(new)
-    clip_of_pose = _split(segment[pose_rows], settings.max_poses)
+    clip_of_pose = _split(segment[pose_rows], settings.min_poses, settings.max_poses)
     starts = np.flatnonzero(_first(clip_of_pose))
-    return _describe(frames, films, rows, segment, pose_rows, starts, black)
+    return _describe(frames, films, rows, segment, pose_rows, starts, black, gap)
 
 
-def _segments(frames: Frames, min_luma: float) -> tuple[Ints, Flags]:
+def _gaps(frames: Frames, films: Films, freeze_s: float) -> Flags:
+    """Where the time jumps in films of a varying rate: nobody knows what was seen meanwhile."""
+    result = np.zeros(len(frames.film), bool)
+    result[1:] = films.variable_rate[frames.film[1:]] & (np.diff(frames.time_s) > freeze_s)
+    return result & ~_first(frames.film)
+
+
+def _segments(frames: Frames, gap: Flags, min_luma: float) -> tuple[Ints, Flags]:
     """Segment number of each frame, -1 in transitions, and for each segment whether it is black."""
     dark = frames.values["luma"] < min_luma
     blend = _widened(frames.blend, frames.film)
-    changed = _first(frames.film) | frames.cut
+    changed = _first(frames.film) | frames.cut | gap
     changed[1:] |= (blend[:-1] & ~blend[1:]) | (dark[1:] != dark[:-1])
     segment = np.cumsum(changed & ~blend) - 1
     first = np.flatnonzero(changed & ~blend)
@@ -130,18 +138,22 @@ def _thaw(new: Flags, segment: Ints, fps: Floats, freeze_s: float) -> Flags:
     return new | np.repeat(frozen, holds)
 
 
-def _split(segment_of_pose: Ints, longest: int) -> Ints:
-    """Clip number of each pose: segments in pieces of nearly equal length, none longer than `longest`."""
+def _split(segment_of_pose: Ints, shortest: int, longest: int) -> Ints:
+    """Clip number of each pose: segments in pieces of nearly equal length, none longer than `longest`.
+
+    Where such pieces would be too short, all but the last are of the longest length instead, and it alone is.
+    """
     starts = np.flatnonzero(_first(segment_of_pose))
     lengths = np.diff(np.append(starts, len(segment_of_pose)))
     pieces = -(-lengths // longest)
     place = np.arange(len(segment_of_pose)) - np.repeat(starts, lengths)
-    piece = place * np.repeat(pieces, lengths) // np.repeat(lengths, lengths)
+    equal = place * np.repeat(pieces, lengths) // np.repeat(lengths, lengths)
+    piece = np.where(np.repeat(lengths // pieces < shortest, lengths), place // longest, equal)
     return piece + np.repeat(np.cumsum(pieces) - pieces, lengths)
 
 
 def _describe(
-    frames: Frames, films: Films, rows: Ints, segment: Ints, pose_rows: Ints, starts: Ints, black: Flags
+    frames: Frames, films: Films, rows: Ints, segment: Ints, pose_rows: Ints, starts: Ints, black: Flags, gap: Flags
 ) -> Clips:
     offsets = np.append(starts, len(pose_rows))
     counts = np.diff(offsets)
@@ -152,7 +164,7 @@ def _describe(
     holds = last - pose_rows
     end = frames.frame[rows[last[offsets[1:] - 1] - 1]] + 1
     poses = rows[pose_rows]
-    holds = _by_time(holds, frames, films, rows, pose_rows, last)
+    holds = _by_time(holds, frames, films, rows, pose_rows, last, gap)
     long = np.add.reduceat(holds, starts) if len(starts) else holds
     rate = counts * films.fps[film] / np.maximum(long, 1)
     continued = ~_first(segment[pose_rows])
@@ -173,17 +185,17 @@ def _describe(
     )
 
 
-def _by_time(holds: Ints, frames: Frames, films: Films, rows: Ints, pose_rows: Ints, last: Ints) -> Ints:
+def _by_time(holds: Ints, frames: Frames, films: Films, rows: Ints, pose_rows: Ints, last: Ints, gap: Flags) -> Ints:
     """Where the frame rate varies, frames do not count alike: holds by the timestamps, in frames of the usual rate."""
     varies = films.variable_rate[frames.film[rows[pose_rows]]]
     if not varies.any():
         return holds
-    begin = rows[pose_rows]
-    # The frame after the hold, or the last one there is of this film.
-    after = np.minimum(rows[last - 1] + 1, len(frames.frame) - 1)
-    after = np.where(frames.film[after] == frames.film[begin], after, rows[last - 1])
+    begin, end = rows[pose_rows], rows[last - 1]
     fps = films.fps[frames.film[begin]]
-    seconds = frames.time_s[after] - frames.time_s[begin]
+    # The frame after the hold tells how long its last one was; at the end of the film, and before a gap, there is none.
+    after = np.minimum(end + 1, len(frames.frame) - 1)
+    known = (after > end) & (frames.film[after] == frames.film[begin]) & ~gap[after]
+    seconds = np.where(known, frames.time_s[after], frames.time_s[end] + 1 / fps) - frames.time_s[begin]
     timed = np.rint(seconds * fps).astype(np.int64)
     return np.where(varies, np.maximum(timed, 1), holds)
 

@@ -18,6 +18,7 @@ import cv2
 import ffmpeg
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, VideoReformatter
 from numpy.typing import NDArray
 
 from brickreel import files
@@ -98,7 +99,7 @@ def cut(
     pulse = isolated.Pulse(progress)
     try:
         with decode.open_film(film.path, recipe.threads) as (container, source):
-            decoded = decode.frames(container, source)
+            decoded = _in_sdr(decode.frames(container, source))
             first = next(decoded, None)
             if first is None:
                 raise ValueError("holds no frame that can be decoded")
@@ -120,6 +121,26 @@ def _of_one_size(frames: Iterator[VideoFrame], size: tuple[int, int], pulse: iso
             raise ValueError(f"changes its size from {size[0]}x{size[1]} to {frame.width}x{frame.height} pixels")
         pulse([])
         yield frame
+
+
+def _in_sdr(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+    """The frames, those of HDR films in the brightness and colours that a clip without HDR is shown in.
+
+    Brightness above what the film says of itself, or else above paper white, becomes white.
+    """
+    # One for all frames: it takes seconds to make its table.
+    mapper = VideoReformatter()
+    for frame in frames:
+        if frame.color_trc in decode.HDR:
+            yield mapper.reformat(
+                frame,
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_trc=ColorTrc.BT709,
+                dst_color_primaries=ColorPrimaries.BT709,
+            )
+        else:
+            yield frame
 
 
 def runs(pieces: Sequence[Piece]) -> list[list[Piece]]:

@@ -13,6 +13,10 @@ from brickreel.films import decode, isolated
 
 # Frames decoded at the beginning and after a jump to the middle.
 DECODED = 12
+# Two and three fields of a television picture, which frames of a telecined film are shown for in turn, in seconds.
+FIELDS_S = (1001 / 30000, 1001 / 20000)
+# Milliseconds, in which some containers count, leave a step a millisecond too long or too short.
+ROUNDING_S = 0.0015
 # Rates that films have; a measured one within half a percent of one of them is that one.
 RATES = (12.0, 15.0, 16.0, 18.0, 24000 / 1001, 24.0, 25.0, 30000 / 1001, 30.0, 48.0, 50.0, 60000 / 1001, 60.0)
 
@@ -24,7 +28,7 @@ class Probe(NamedTuple):
     width: int
     height: int
     fps: float
-    """Frames per second; where the rate varies, of most frames."""
+    """Frames per second; where the rate varies, of the slowest grid that most frames begin on."""
     frames: int
     """Frames in the container; analyze counts what can be decoded."""
     duration_s: float
@@ -44,19 +48,24 @@ def probe(path: str | os.PathLike[str], progress: Callable[[int], None] | None =
         promised = source.frames
         codec = source.codec_context.name
         times = _timestamps(container, source, isolated.Pulse(progress))
+        tick_s = float(source.time_base or Fraction(1, 90_000))
     first = _decode_some(path, 0.0)
     if len(times) < 2:
         raise ValueError("holds a single frame")
     _decode_middle(path, float(times[len(times) // 2]), isolated.Pulse(progress))
     steps = np.diff(times)
-    steps = steps[steps > 0]
+    steps = _evened(steps[steps > 0])
     usual = float(np.median(steps)) if len(steps) else 1 / 24
     odd = np.abs(steps - usual) > max(0.25 * usual, 0.0015)
     variable = bool(len(steps) and odd.mean() > 0.01)
     # Timestamps are rounded, and their mean is exact; but one gap, as where recordings were joined, would spoil it.
     even = steps[~odd]
-    rate = _known_rate(1 / usual if variable else len(even) / max(float(even.sum()), 1e-6))
-    missing = f"the header promises {promised} frames, the file has {len(times)}" if promised > len(times) + 2 else ""
+    rate = _known_rate(_grid(steps, usual, tick_s) if variable else len(even) / max(float(even.sum()), 1e-6))
+    notes = []
+    if promised > len(times) + 2:
+        notes.append(f"the header promises {promised} frames, the file has {len(times)}")
+    if first.hdr:
+        notes.append("is HDR: its clips are brought to ordinary brightness and colours")
     return Probe(
         codec=codec,
         width=first.width,
@@ -68,7 +77,7 @@ def probe(path: str | os.PathLike[str], progress: Callable[[int], None] | None =
         sample_aspect=float(first.sample_aspect or 1.0),
         rotation=first.rotation,
         interlaced=first.interlaced,
-        note=missing,
+        note="; ".join(notes),
     )
 
 
@@ -78,6 +87,7 @@ class _First(NamedTuple):
     sample_aspect: float
     rotation: int
     interlaced: bool
+    hdr: bool
 
 
 def _timestamps(
@@ -122,6 +132,7 @@ def _decode_some(path: str | os.PathLike[str], time_s: float) -> _First:
             float(source.sample_aspect_ratio or 1),
             -first.rotation % 360,
             interlaced * 2 > found,
+            first.color_trc in decode.HDR,
         )
 
 
@@ -137,6 +148,39 @@ def _decode_middle(path: str | os.PathLike[str], time_s: float, pulse: isolated.
                 if frame.time is not None and frame.time >= time_s:
                     return
         raise
+
+
+def _evened(steps: np.ndarray) -> np.ndarray:
+    """The steps; of a telecined film, whose frames are shown for two and three fields in turn, each with its next."""
+    short, long = (np.abs(steps - field) < ROUNDING_S for field in FIELDS_S)
+    telecined = (short[:-1] & long[1:]) | (long[:-1] & short[1:])
+    if len(telecined) and telecined.mean() > 0.95:
+        return np.asarray(steps[:-1] + steps[1:]) / 2
+    return steps
+
+
+def _grid(steps: np.ndarray, usual: float, tick_s: float) -> float:
+    """Frames per second of the grid that frames of a varying rate lie on: they were left out where nothing changed.
+
+    It is the slowest rate that most steps are whole multiples of, as well as any; where none is, that of `usual` steps.
+    """
+    # Gaps are multiples of anything.
+    steps = steps[steps < 1.0]
+    rates = sorted({*RATES, 1 / usual})
+    fits = [_fit(steps, rate, tick_s) for rate in rates]
+    shares = [float(fit.mean()) if len(fit) else 0.0 for fit in fits]
+    if max(shares) <= 0.5:
+        return 1 / usual
+    best = next(place for place, share in enumerate(shares) if share >= max(shares) - 0.002)
+    # Rates a thousandth apart differ in the sum alone.
+    good = steps[fits[best]]
+    return float(np.rint(good * rates[best]).sum() / good.sum())
+
+
+def _fit(steps: np.ndarray, rate: float, tick_s: float) -> np.ndarray:
+    """Which steps are one or more frames of this rate, but for the rounding of both their ends."""
+    frames = np.maximum(np.rint(steps * rate), 1)
+    return np.abs(steps - frames / rate) < 1.05 * tick_s + 0.002 * steps
 
 
 def _known_rate(rate: float) -> float:
