@@ -1,5 +1,6 @@
 """Films from a web server on loopback: single ones, a feed of several, and a download that broke off."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,67 @@ def test_a_film_that_is_neither_here_nor_there_is_no_film(site, tmp_path):
         download.expand(item.url, tmp_path / "films")
     with pytest.raises(ValueError, match="404"):
         download.fetch(item, tmp_path / "films", 1080)
+
+
+def test_of_a_sites_versions_the_one_without_hdr_is_taken():
+    from yt_dlp import YoutubeDL
+
+    def version(name, height, **more):
+        kind = {"vcodec": "av1", "acodec": "none", "ext": "mp4", "url": f"http://a/{name}"}
+        return {"format_id": name, "height": height, **kind, **more}
+
+    def chosen(*versions):
+        with YoutubeDL({"quiet": True, "format": download.FORMAT.format(1080)}) as session:
+            found = {"id": "a", "title": "a", "extractor": "a", "formats": list(versions)}
+            return session.process_ie_result(found, download=False)["format_id"]
+
+    hdr, sdr = version("hdr", 1080, dynamic_range="HDR10"), version("sdr", 1080, dynamic_range="SDR")
+    small, large = version("small", 360), version("large", 2160)
+    assert chosen(small, sdr, hdr, large) == chosen(small, hdr, sdr) == "sdr"
+    assert chosen(small, hdr) == "small"
+    assert chosen(hdr, large) == "hdr"
+    assert chosen(large) == "large"
+
+
+def test_a_stream_that_is_still_running_is_not_waited_for(site, tmp_path):
+    running = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:1\n#EXTINF:2,\none.mp4\n"
+    (site.folder / "live.m3u8").write_text(running)
+    (item,) = download.expand(f"{site.base}/live.m3u8", tmp_path / "films")
+    with pytest.raises(ValueError, match="is a live stream that has not ended"):
+        download.fetch(item, tmp_path / "films", 1080)
+
+
+def test_a_full_disk_is_no_fault_of_the_film(site, tmp_path):
+    (item,) = download.expand(f"{site.base}/one.mp4", tmp_path / "films")
+    (tmp_path / "films" / f"{download._stem(item.url)}.mp4.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised:
+        download.fetch(item, tmp_path / "films", 1080)
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_a_folder_that_may_not_be_written_is_not_called_a_network(site, tmp_path):
+    films = tmp_path / "films"
+    (item,) = download.expand(f"{site.base}/one.mp4", films)
+    (films / f"{download._stem(item.url)}.mp4.part").mkdir()
+    with pytest.raises(ValueError, match=r"one.mp4 cannot be downloaded: .*Is a directory"):
+        download.fetch(item, films, 1080)
+
+
+def test_a_mistake_of_one_extractor_is_one_sentence(site, tmp_path, monkeypatch):
+    from yt_dlp.extractor.generic import GenericIE
+
+    def mistaken(self, url):
+        raise TypeError("'NoneType' object is not subscriptable")
+
+    monkeypatch.setattr(GenericIE, "_real_extract", mistaken)
+    with pytest.raises(ValueError, match=r"one.mp4 cannot be downloaded: .*TypeError: 'NoneType' object"):
+        download.expand(f"{site.base}/one.mp4", tmp_path / "films")
+
+
+def test_a_film_that_is_here_stays_as_it_is_whatever_height_is_asked_for(site, tmp_path, caplog):
+    caplog.set_level("INFO", "brickreel")
+    (item,) = download.expand(f"{site.base}/one.mp4", tmp_path / "films")
+    path = download.fetch(item, tmp_path / "films", 1080)
+    assert "whatever" not in caplog.text
+    assert download.fetch(item, tmp_path / "films", 360) == path
+    assert f"{item.url}: {path} is here and is used, whatever ingest.max_height says now" in caplog.text

@@ -1,11 +1,12 @@
 """Every film listed ends with an outcome and a reason."""
 
+import errno
 import os
 
 import pytest
 
 from brickreel import config, files, tables
-from brickreel.films import isolated
+from brickreel.films import download, isolated
 from brickreel.stages import ingest
 from films import project, synth
 from films.site import served
@@ -55,7 +56,7 @@ def test_no_film_that_can_be_used_is_one_sentence(films_project):
     project.listed(films_project, [["notes.mp4", "", "CC0"], ["gone.mp4", "", "CC0"]])
     with pytest.raises(ValueError, match=r"lists no film that can be used; the first: is not a video file"):
         project.run("ingest")
-    assert sources()["gone.mp4"]["reason"] == "there is no such file"
+    assert sources()["gone.mp4"]["reason"] == "cannot be opened: No such file or directory"
 
 
 def test_an_address_without_network_is_a_reason(tmp_path, monkeypatch):
@@ -85,6 +86,18 @@ def test_a_channel_becomes_its_films_with_what_the_site_and_the_list_say(tmp_pat
         assert [name for name, _ in site.ranges if name in ("/one.mp4", "/three.mp4")] == []
 
 
+def test_a_full_disk_stops_the_stage(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with served(tmp_path / "site") as site:
+        url = f"{site.base}/one.mp4"
+        (tmp_path / "sources.csv").write_text(f"url,licence\n{url},CC0\n{site.base}/two.mp4,CC0\n")
+        ingest.DOWNLOADS.mkdir(parents=True)
+        (ingest.DOWNLOADS / f"{download._stem(url)}.mp4.part").symlink_to("/dev/full")
+        with pytest.raises(OSError, match="No space left"):
+            project.run("ingest")
+    assert not ingest.OUTPUT.exists()
+
+
 def test_films_that_were_downloaded_need_no_network(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with served(tmp_path / "site") as site:
@@ -95,6 +108,73 @@ def test_films_that_were_downloaded_need_no_network(tmp_path, monkeypatch):
     assert [row["outcome"] for row in before] == ["ok"] * 3
     project.run("ingest")
     assert tables.read("sources", ingest.OUTPUT).to_pylist() == before
+
+
+def away(project_folder, listed):
+    """A project of two films, of which the second is on a file system that is not mounted any more."""
+    place = project_folder / "mounted"
+    place.mkdir()
+    (project_folder / project.SECOND).rename(place / "film.mp4")
+    project.listed(project_folder, [[project.FIRST, "", "CC0"], [listed, "", "CC0"]])
+    project.run("ingest")
+    assert [row["outcome"] for row in sources().values()] == ["ok", "ok"]
+    (place / "film.mp4").rename(project_folder / "hidden")
+    return place
+
+
+@pytest.mark.parametrize("listed", ["mounted/film.mp4", "mounted", "mounted/*.mp4", "*/*.mp4"])
+def test_films_of_a_file_system_that_is_away_stop_the_stage_and_lose_nothing(films_project, listed, probed):
+    place = away(films_project, listed)
+    before, journal = sources(), ingest.FINISHED.read_text()
+    with pytest.raises(FileNotFoundError, match="is a file system not mounted here"):
+        project.run("ingest")
+    assert (sources(), ingest.FINISHED.read_text()) == (before, journal)
+    (films_project / "hidden").rename(place / "film.mp4")
+    names, _ = probed
+    names.clear()
+    project.run("ingest")
+    assert names == []
+
+
+def test_a_link_to_a_file_system_that_is_away_stops_the_stage(films_project):
+    place = films_project / "mounted"
+    place.mkdir()
+    (films_project / project.SECOND).rename(place / "film.mp4")
+    (films_project / "links").mkdir()
+    for name, target in (("first.mp4", films_project / project.FIRST), ("second.mp4", place / "film.mp4")):
+        (films_project / "links" / name).symlink_to(target)
+    project.listed(films_project, [["links", "", "CC0"]])
+    project.run("ingest")
+    (place / "film.mp4").rename(films_project / "hidden")
+    with pytest.raises(FileNotFoundError, match="is a file system not mounted here"):
+        project.run("ingest")
+
+
+def test_a_film_that_was_deleted_is_a_reason_or_forgotten(films_project):
+    for name in ("one.mp4", "two.mp4"):
+        (films_project / "mine").mkdir(exist_ok=True)
+        synth.Film().add(synth.scene(len(name), 8), [1] * 8).write(films_project / "mine" / name)
+    project.listed(films_project, [["mine", "", "CC0"], [project.SECOND, "", "CC0"]])
+    project.run("ingest")
+    (films_project / "mine" / "two.mp4").unlink()
+    (films_project / project.SECOND).unlink()
+    project.run("ingest")
+    assert {path: row["outcome"] for path, row in sources().items()} == {"mine/one.mp4": "ok", project.SECOND: "failed"}
+    assert {line["path"] for line in files.read_json_lines(ingest.FINISHED)} == {"mine/one.mp4", project.SECOND}
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_a_film_that_cannot_be_read_for_a_reason_that_passes_stops_the_stage(films_project, monkeypatch, number):
+    journal = ingest.FINISHED.read_text()
+    os.utime(films_project / project.SECOND, ns=(1, 1))
+
+    def stale(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(files, "sha256", stale)
+    with pytest.raises(OSError, match="second"):
+        project.run("ingest")
+    assert ingest.FINISHED.read_text() == journal
 
 
 @pytest.fixture

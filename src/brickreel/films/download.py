@@ -1,7 +1,9 @@
 """Films from the network, through yt-dlp: single ones, channels and playlists. Downloads resume."""
 
+import errno
 import hashlib
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,15 @@ logger = logging.getLogger("brickreel")
 
 TIMEOUT_S = 20.0
 ATTEMPTS = 3
+# How yt-dlp, which knows no error numbers, tells of a disk or quota that is full.
+FULL = [f"[Errno {number}]" for number in (errno.ENOSPC, errno.EDQUOT)]
+# What it says where a site cannot be reached.
+UNREACHABLE = (
+    "resolve", "resolution", "refused", "unreachable", "timed out", "No route", "reset by peer", "Name or service",
+    "Failed to establish",
+)  # fmt: skip
+# Which of a site's versions is taken: up to so many rows, not HDR where there is a choice, else what there is.
+FORMAT = "bv*[height<={0}][dynamic_range=?SDR]/bv*[height<={0}]/b[height<={0}]/bv*/b"
 # What yt-dlp calls a result with entries.
 LISTS = ("playlist", "multi_video")
 
@@ -117,17 +128,19 @@ def fetch(item: Item, folder: Path, max_height: int) -> Path | list[Item]:
     """Download a film into `folder` unless it is there already; a broken download is continued.
 
     What turns out to be a list itself, as the tabs of a channel and the seasons of a series do, is not downloaded: its
-    entries are returned, those of last time where the site gives no answer. Raises ValueError with one sentence.
+    entries are returned, those of last time where the site gives no answer. Raises ValueError with one sentence, and
+    OSError when the disk is full.
     """
     stem = _stem(item.url)
     done = _finished(folder, stem)
     if done:
+        logger.info("ingest: %s: %s is here and is used, whatever ingest.max_height says now", item.url, done)
         return done
     folder.mkdir(parents=True, exist_ok=True)
     options = {
         "outtmpl": str(folder / f"{stem}.%(ext)s"),
         "continuedl": True,
-        "format": f"bv*[height<={max_height}]/b[height<={max_height}]/bv*/b",
+        "format": FORMAT.format(max_height),
         "noplaylist": True,
         "extract_flat": "in_playlist",
     }
@@ -138,6 +151,9 @@ def fetch(item: Item, folder: Path, max_height: int) -> Path | list[Item]:
                 return _noted(found, item.url, folder)
         except ValueError as error:
             return _instead(item.url, folder, error)
+        if found.get("is_live"):
+            # Its download would end when the stream does.
+            raise ValueError(f"{item.url} is a live stream that has not ended: run ingest again when it has")
         _guarded(item.url, lambda: session.process_ie_result(found, download=True))
     done = _finished(folder, stem)
     if not done:
@@ -169,19 +185,23 @@ def _session(options: dict[str, Any]) -> Any:
 
 
 def _guarded(url: str, action: Any) -> Any:
+    """What `action` returns. Raises ValueError for all that ends one film only, and OSError when the disk is full."""
     from yt_dlp.utils import YoutubeDLError
 
     try:
         return action()
-    except YoutubeDLError as error:
-        raise ValueError(_sentence(url, str(error))) from None
+    except Exception as error:
+        # Errors of other kinds are those of one of many extractors, for one site.
+        kind = "" if isinstance(error, YoutubeDLError | OSError) else f"unexpected {type(error).__name__}: "
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(sign in str(error) for sign in FULL):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), url) from error
+        raise ValueError(_sentence(url, kind + str(error))) from error
 
 
 def _sentence(url: str, complaint: str) -> str:
     words = re.sub(r"\x1b\[[0-9;]*m", "", complaint).removeprefix("ERROR: ").split(" (caused by")[0]
     words = words.split("; please report")[0].strip().rstrip(".")
-    unreachable = ("resolve", "refused", "unreachable", "timed out", "Name or service", "Errno", "Failed to establish")
-    if any(sign in complaint for sign in unreachable):
+    if any(sign in complaint for sign in UNREACHABLE):
         host = urlsplit(url).hostname or url
         return f"{url} cannot be downloaded: no connection to {host}; run ingest again when the network is back"
     return f"{url} cannot be downloaded: {words.splitlines()[0] if words else 'no reason given'}"

@@ -1,11 +1,14 @@
 """List the films: find or download them, hash and probe them, and say of each whether it can be used, and why."""
 
+import errno
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from brickreel import files, tables
+from brickreel.cluster import exits
 from brickreel.config import Config, Ingest
 from brickreel.films import download, isolated, probe, sources
 from brickreel.progress import Bar
@@ -20,7 +23,11 @@ UNLICENSED = "unlicensed"
 
 
 def run(config: Config) -> None:
-    """Write results/ingest/sources.parquet. Raises ValueError when no film can be used."""
+    """Write results/ingest/sources.parquet.
+
+    Raises ValueError when no film can be used; OSError when the disk is full, or when a film is out of reach for a
+    reason that passes: without it in the table, later stages would throw away what they made of it.
+    """
     settings = config.ingest
     listed = sources.read(settings.sources)
     rows: list[dict[str, Any]] = []
@@ -47,9 +54,14 @@ def _films(source: sources.Source, settings: Ingest, journal: "Journal") -> Iter
     if source.url:
         yield from _downloads(source, settings, journal)
         return
+    base = settings.sources.parent
+    for path in journal.away:
+        if sources.means(source, path, base):
+            exits.unopened(os.path.realpath(path))
     try:
-        found = list(sources.files_of(source, settings.sources.parent))
+        found = list(sources.files_of(source, base))
     except (ValueError, OSError) as error:
+        _stop_where_it_passes(error)
         yield _row(source, source.path, "failed", str(error))
         return
     for path in found:
@@ -73,7 +85,7 @@ def _downloads(source: sources.Source, settings: Ingest, journal: "Journal") -> 
             continue
         try:
             found = download.fetch(item, DOWNLOADS, settings.max_height)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             yield _row(one, "", "failed", str(error))
             continue
         if isinstance(found, Path):
@@ -85,8 +97,12 @@ def _downloads(source: sources.Source, settings: Ingest, journal: "Journal") -> 
 
 
 def _film(source: sources.Source, path: Path, settings: Ingest, journal: "Journal") -> dict[str, Any]:
-    if not path.is_file():
-        return _row(source, str(path), "failed", "there is no such file")
+    # Whatever becomes of it now, what is known of it is kept for as long as it is listed.
+    journal.used.add(str(path))
+    if not os.path.exists(path):
+        return _row(source, str(path), "failed", exits.unopened(os.path.realpath(path)))
+    if not os.path.isfile(path):
+        return _row(source, str(path), "failed", "is not a file")
     if _shown(path) != str(path):
         return _row(source, str(path), "failed", "has a name that is not UTF-8: rename the file")
     if not source.facts["licence"] and not settings.allow_unlicensed:
@@ -99,11 +115,18 @@ def _film(source: sources.Source, path: Path, settings: Ingest, journal: "Journa
         film_id = known[0] if known else files.sha256(path)[:16]
         found = known[1] if known else isolated.call(probe.probe, (str(path.resolve()),), limits)
     except (ValueError, OSError) as error:
-        return _row(source, str(path), "failed", str(error))
+        _stop_where_it_passes(error)
+        return _row(source, str(path), "failed", exits.unopened(os.path.realpath(path)) or str(error))
     journal.add(state, film_id, found)
     facts = found._asdict()
     note = facts.pop("note")
     return _row(source, str(path), "ok", note) | facts | {"film_id": film_id}
+
+
+def _stop_where_it_passes(error: Exception) -> None:
+    """Raise an error that is no fault of the film, and which the next attempt may not meet."""
+    if exits.passes(error) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+        raise error
 
 
 class FileState(NamedTuple):
@@ -128,6 +151,10 @@ class Journal:
         self.path = path
         self.lines = {line["path"]: line for line in files.read_json_lines(path) if "path" in line}
         self.used: set[str] = set()
+        self.away = [
+            film for film in self.lines if not os.path.exists(film) and exits.unmounted(os.path.realpath(film))
+        ]
+        """Films that seem to be on a file system that is not mounted now."""
 
     def find(self, state: FileState) -> tuple[str, probe.Probe] | None:
         """Id and facts of a film, if its file is still the same."""
@@ -140,14 +167,13 @@ class Journal:
 
     def add(self, state: FileState, film_id: str, found: probe.Probe) -> None:
         """Put down a film, unless it is there already."""
-        self.used.add(state.path)
         line = {**state._asdict(), "film_id": film_id, **found._asdict()}
         if self.lines.get(state.path) != line:
             self.lines[state.path] = line
             files.append_json_line(self.path, line)
 
     def keep(self) -> None:
-        """Leave only the films that this run has used."""
+        """Leave only the films that are listed now."""
         lines = [line for path, line in self.lines.items() if path in self.used]
         files.write_text(self.path, "".join(files.json_line(line) for line in lines))
 
