@@ -1,6 +1,7 @@
 """The user's list: names as people write them, and one sentence for what is wrong."""
 
 import csv
+import os
 
 import pytest
 
@@ -68,3 +69,38 @@ def test_no_list_and_no_text(tmp_path):
     (tmp_path / "sources.csv").write_bytes(b"path\n\xff\xfe\x00")
     with pytest.raises(ValueError, match="not UTF-8"):
         sources.read(tmp_path / "sources.csv")
+
+
+def test_a_path_that_no_file_can_have_is_named(tmp_path):
+    with pytest.raises(ValueError, match="line 2: the path holds a zero byte"):
+        listed(tmp_path, [["a\0.mp4", "", ""]])
+
+
+def test_the_state_of_the_films_tells_of_those_that_come_go_or_are_replaced(tmp_path):
+    (tmp_path / "films").mkdir()
+    listed(tmp_path, [["films", "", ""], ["other/*.mp4", "", ""], ["film.mp4", "", ""]])
+    seen = [sources.state(tmp_path / "sources.csv")]
+
+    def changed():
+        seen.append(sources.state(tmp_path / "sources.csv"))
+        return seen[-1] not in seen[:-1]
+
+    assert not changed()
+    for name in ("films/a.mp4", "other/b.mp4", "film.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"one")
+        assert changed()
+    (tmp_path / "films/notes.txt").write_bytes(b"no film")
+    assert not changed()
+    os.utime(tmp_path / "films/a.mp4", ns=(1, 1))
+    assert changed()
+    (tmp_path / "film.mp4").write_bytes(b"another")
+    assert changed()
+    (tmp_path / "films/a.mp4").unlink()
+    assert changed()
+
+
+def test_a_list_that_cannot_be_read_has_no_state(tmp_path):
+    assert sources.state(tmp_path / "sources.csv") == ""
+    (tmp_path / "sources.csv").write_text("nothing\n")
+    assert sources.state(tmp_path / "sources.csv") == ""

@@ -112,6 +112,23 @@ def test_a_finished_project_has_nothing_to_do(finished):
     assert planned(finished, SETTINGS) == {}
 
 
+def test_films_that_come_or_change_are_noticed(finished):
+    sources = finished / "films" / "sources.csv"
+    sources.write_text("path,licence\nmine,CC0\nfilm.mp4,CC0\n")
+    (finished / "films" / "mine").mkdir()
+    film = finished / "films" / "mine" / "a.mp4"
+    film.write_bytes(b"a film")
+    snakemake(finished, SETTINGS, "--touch")
+    assert planned(finished, SETTINGS) == {}
+    (film.parent / "notes.txt").write_text("no film")
+    assert planned(finished, SETTINGS) == {}
+    film.write_bytes(b"another")
+    assert planned(finished, SETTINGS)["ingest"] == 1
+    snakemake(finished, SETTINGS, "--touch")
+    (film.parent / "b.mp4").write_bytes(b"one more")
+    assert {"ingest", "analyze", "report"} <= set(planned(finished, SETTINGS))
+
+
 def test_a_changed_setting_reruns_its_stage_and_what_depends_on_it(finished):
     jobs = planned(finished, changed(caption={"model": "another"}))
     assert set(jobs).isdisjoint({"ingest", "analyze", "curate", "cut"})

@@ -1,4 +1,12 @@
 # Films to clips.
+from pathlib import Path
+
+from brickreel.films import sources
+
+
+def films_here(wildcards):
+    """A digest of the films that the list means: one added to a folder of it, or replaced, is a reason to look again."""
+    return sources.state(Path(CONFIG.ingest.sources))
 
 
 rule ingest:
@@ -11,6 +19,8 @@ rule ingest:
         "logs/ingest/all.log",
     conda:
         "../../environment.yml"
+    params:
+        films=films_here,
     shell:
         "brickreel ingest --config {input.settings} --log {log}"
 

@@ -1,8 +1,11 @@
 """`sources.csv`: the user's list of films, with licence and rights."""
 
 import csv
+import fnmatch
 import glob
+import hashlib
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +76,8 @@ def _source(table: Path, line: int, row: dict[str, str | None]) -> Source:
     path, url = (row.get("path") or "").strip("\r\n") if values.get("path") else "", values.get("url", "")
     if bool(path) == bool(url):
         raise ValueError(f"{table}, line {line}: give either a path or a url")
+    if "\0" in path:
+        raise ValueError(f"{table}, line {line}: the path holds a zero byte, which no file's name does")
     if url and not url.startswith(("http://", "https://")):
         raise ValueError(f"{table}, line {line}: '{url}' is not an http or https address")
     return Source(line, path, url, {name: values.get(name, "") for name in FACTS})
@@ -83,15 +88,69 @@ def files_of(source: Source, base: Path) -> Iterator[Path]:
 
     Raises ValueError when there are none.
     """
-    place = base / source.path
-    if place.is_dir():
-        found = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
-    elif place.is_file() or not glob.has_magic(source.path):
+    for name in _names(source, os.fspath(base)):
+        yield Path(name)
+
+
+def _names(source: Source, base: str) -> list[str]:
+    """As `files_of`: texts, since there may be a hundred thousand each time the graph is looked at."""
+    place = os.path.join(base, source.path)
+    if os.path.isdir(place):
+        walk = os.walk(place, onerror=_raise_unless_forbidden)
+        found = [os.path.join(folder, name) for folder, _, names in walk for name in names if _is_film(name)]
+        found = sorted((name for name in found if os.path.isfile(name)), key=lambda name: name.split(os.sep))
+    elif not glob.has_magic(source.path) or os.path.isfile(place):
         found = [place]
     else:
-        matches = glob.glob(source.path, root_dir=base, recursive=True)
-        found = [base / match for match in sorted(matches) if (base / match).is_file()]
-        found = [path for path in found if path.suffix.lower() in SUFFIXES]
+        matches = sorted(glob.glob(source.path, root_dir=base or None, recursive=True))
+        found = [os.path.join(base, match) for match in matches if _is_film(match)]
+        found = [name for name in found if os.path.isfile(name)]
     if not found:
         raise ValueError(f"no film in '{source.path}'")
-    yield from found
+    return found
+
+
+def _raise_unless_forbidden(error: OSError) -> None:
+    if not isinstance(error, PermissionError):
+        raise error
+
+
+def _is_film(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def means(source: Source, film: str, base: Path) -> bool:
+    """Whether a `path` means this file, were it there."""
+    place = base / source.path
+    inside = Path(film).is_relative_to(place)
+    return inside or (glob.has_magic(source.path) and fnmatch.fnmatchcase(film, str(place)))
+
+
+def state(table: Path) -> str:
+    """A digest of the films here that the list means: it changes when one comes, goes or is replaced by another.
+
+    Empty where the list cannot be read, of which `ingest` tells more.
+    """
+    digest = hashlib.sha256()
+    try:
+        for source in read(table):
+            for film in _state_of(source, table.parent) if source.path else ():
+                digest.update(film)
+    except (OSError, ValueError):
+        return ""
+    return digest.hexdigest()[:16]
+
+
+def _state_of(source: Source, base: Path) -> Iterator[bytes]:
+    """Path, size and time of each film that a line means."""
+    try:
+        found = _names(source, os.fspath(base))
+    except ValueError:
+        found = []
+    for name in found:
+        try:
+            facts = os.stat(name)
+        except OSError:
+            yield os.fsencode(f"{name}\0")
+        else:
+            yield os.fsencode(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\0")
