@@ -3,6 +3,7 @@
 # BRICKREEL_MAX_REQUEUES times, unless it was cancelled or left a verdict that a new attempt would only repeat it.
 
 job_id=$SLURM_JOB_ID
+unset SLURM_CLUSTERS # it was for whoever submitted: this job's own cluster is the one it runs on
 restarts=${SLURM_RESTART_COUNT:-0}
 cancelled=
 trap 'cancelled=yes' TERM # bash runs it when the step in front has ended

@@ -2,16 +2,62 @@ import json
 
 import pytest
 
-from brickreel.cluster.beside import SampleJobs, one_gpu
+from brickreel.cluster.beside import SampleJobs, one_gpu, one_gpu_of, profiled
 from brickreel.cluster.submission import Resources
 
 
 @pytest.mark.parametrize(
     ("gres", "one"),
-    [("", ""), ("gpu:8", "gpu:1"), ("gpu:h100:8", "gpu:h100:1"), ("gpu:h100:8(S:0-1)", "gpu:h100:1(S:0-1)")],
+    [
+        ("", ""),
+        ("gpu", "gpu"),
+        ("gpu:8", "gpu:1"),
+        ("gpu:h100:8", "gpu:h100:1"),
+        ("gpu:h100:8(S:0-1)", "gpu:h100:1(S:0-1)"),
+        ("gpu:8,nvme:2", "gpu:1,nvme:2"),
+        ("nvme:2,gpu:h100:8", "nvme:2,gpu:h100:1"),
+    ],
 )
 def test_a_sample_job_takes_one_gpu(gres, one):
     assert one_gpu(gres) == one
+
+
+@pytest.mark.parametrize(
+    ("options", "one"),
+    [
+        ("", ""),
+        ("--qos=long --constraint 'h100&ib'", "--qos=long --constraint='h100&ib'"),
+        ("--qos=long --gpus-per-node=8 --exclusive", "--qos=long --gpus=1"),
+        ("--gpus h100:32 --gpus-per-task=h100:1", "--gpus=h100:1"),
+        ("--gpu-bind=closest --gres=gpu:8", "--gpu-bind=closest --gres=gpu:1"),
+    ],
+)
+def test_a_sample_job_takes_one_gpu_where_further_options_ask_for_a_node(options, one):
+    assert one_gpu_of(options) == one
+
+
+PROFILE = "set-resources:\n  sample:\n    mem_mb: 32000\n    runtime: 240\n  train:\n    mem_mb: 0\n"
+
+
+def test_a_sample_job_takes_memory_and_time_from_the_sample_section(tmp_path, monkeypatch):
+    settings(tmp_path, monkeypatch, True)
+    asked = Resources(nodes=4, tasks_per_node=8, mem_mb=0, runtime=1440, slurm_extra="--gpus-per-node=8")
+    resources = SampleJobs("r", ["config.json"], asked).resources
+    assert (resources.mem_mb, resources.runtime, resources.slurm_extra) == (None, 1440, "--gpus=1")
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/config.yaml").write_text(PROFILE)
+    resources = SampleJobs("r", ["config.json"], asked).resources
+    assert (resources.mem_mb, resources.runtime, resources.requeues) == (32000, 240, 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "jobs: 3", "set-resources: [sample:mem_mb=5]", "a: [", "set-resources: {sample:}"]
+)
+def test_a_profile_without_numbers_for_samples_changes_nothing(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/config.yaml").write_text(text)
+    assert profiled("sample") == {}
 
 
 def settings(tmp_path, monkeypatch, wanted: bool) -> str:

@@ -1,5 +1,6 @@
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def test_before_the_last_checkpoint_a_run_hangs_as_ever(tmp_path):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """A Slurm whose job 7 was put back twice; what it is asked, without the question of how often."""
+    """A Slurm whose job 7 was put back twice and runs on one node; what it is asked, without how often."""
     words = []
 
     def ask(*given):
@@ -141,6 +142,62 @@ def asked(monkeypatch):
 def test_a_job_that_hangs_is_put_back_as_long_as_the_site_allows_it(asked, tmp_path):
     hang.restart("7", tmp_path, 1, max_requeues=3)
     assert asked[-1] == ("scontrol", "requeue", "7")
+
+
+def test_the_ranks_of_a_hang_are_those_that_run_and_not_those_that_were_asked_for(monkeypatch, tmp_path, caplog):
+    """Two of four nodes are left: their four ranks say what they know."""
+
+    def ask(*given):
+        if given[0] == "srun":
+            prefix = next(word for word in given if "/flight-" in word)
+            for rank in range(4):
+                entries = [{"record_id": 4, "profiling_name": "gloo:all_reduce", "is_p2p": False}]
+                files.write_json(f"{prefix}-{rank}.json", {"entries": entries})
+        return subprocess.CompletedProcess(given, 0, "2" if given[0] == "squeue" else "Restarts=0", "")
+
+    monkeypatch.setattr(slurm, "ask", ask)
+    monkeypatch.setattr(hang, "ANSWERS_S", 0.0)
+    monkeypatch.setattr("brickreel.cluster.hang.logger.propagate", True)
+    caplog.set_level("INFO")
+    hang.restart("7", tmp_path, tasks_per_node=2, max_requeues=3)
+    assert "all ranks stand at the same collective" in caplog.text
+    assert "did not answer" not in caplog.text
+
+
+READS = """
+import ctypes, sys
+class Part(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+here = ctypes.create_string_buffer(4)
+libc = ctypes.CDLL(None, use_errno=True)
+libc.process_vm_readv.restype = ctypes.c_ssize_t
+mine, its = Part(ctypes.addressof(here), 4), Part(int(sys.argv[2]), 4)
+libc.process_vm_readv(int(sys.argv[1]), ctypes.byref(mine), 1, ctypes.byref(its), 1, 0)
+print(here.raw)
+"""
+RANK = """
+import ctypes, os, sys
+from brickreel.cluster import hang
+hang.let_stacks_be_read()
+word = ctypes.create_string_buffer(b"mine")
+print(ctypes.addressof(word), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_process_that_is_no_parent_may_read_a_ranks_stacks():
+    """As py-spy reads them. Under ptrace_scope 1 without the rank's consent this fails, unless root asks."""
+    rank = subprocess.Popen([sys.executable, "-c", RANK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        address = rank.stdout.readline().strip()
+        scope = Path("/proc/sys/kernel/yama/ptrace_scope")
+        if scope.is_file() and int(scope.read_text()) > 1:
+            pytest.skip("this machine allows it to nobody, or only to administrators")
+        words = [sys.executable, "-c", READS, str(rank.pid), address]
+        assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "b'mine'\n"
+    finally:
+        rank.kill()
+        rank.communicate()
 
 
 def test_a_job_that_hangs_too_often_is_cancelled_after_its_stacks_were_kept(asked, tmp_path):

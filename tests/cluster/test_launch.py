@@ -9,7 +9,6 @@ import time
 import pytest
 
 from brickreel import files
-from brickreel.cluster import launch
 from training import project as training_project
 
 CONFIG = "runs: {demo: {}}\npreflight: {disk_mib: 1, quick: true}\n"
@@ -172,19 +171,6 @@ def test_bad_input_is_one_sentence(project, words, sentence):
     assert done.returncode == 1
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_training_keeps_away_from_unfit_nodes(project):
-    folder = project / "results/preflight/demo"
-    folder.mkdir(parents=True)
-    health = {"verdict": "fail", "nodes": ["gpu1", "gpu2"], "exclude": ["gpu2"]}
-    (folder / "health.json").write_text(json.dumps(health))
-    assert launch.excluded_nodes("train", "demo") == ("gpu2",)
-    assert launch.excluded_nodes("preflight", "demo") == ()
-    # What is wrong on every node is not a node's fault: there must be nodes left to train on.
-    (folder / "health.json").write_text(json.dumps(health | {"exclude": ["gpu1", "gpu2"]}))
-    assert launch.excluded_nodes("train", "demo") == ()
-    assert launch.excluded_nodes("train", "absent") == ()
 
 
 def _children(pid):

@@ -66,9 +66,7 @@ def test_a_lost_node_is_not_the_end_while_slurm_may_requeue(programs):
     ("queued", "word"),
     [
         (Queued("PENDING", "PartitionTimeLimit", ""), "runtime"),
-        (Queued("PENDING", "PartitionNodeLimit", ""), "nodes"),
-        (Queued("PENDING", "BadConstraints", ""), "gres"),
-        (Queued("PENDING", "job requeued in held state", ""), "release"),
+        (Queued("PENDING", "InvalidQOS", ""), "QOS"),
     ],
 )
 def test_a_job_that_can_never_start_comes_with_advice(queued, word):
@@ -77,7 +75,62 @@ def test_a_job_that_can_never_start_comes_with_advice(queued, word):
 
 @pytest.mark.parametrize("reason", ["Priority", "Resources", "BeginTime", "None", "QOSGrpCpuLimit"])
 def test_a_job_that_only_waits_is_left_waiting(reason):
-    assert slurm.never_starts(Queued("PENDING", reason, "")) is None
+    job = Queued("PENDING", reason, "")
+    assert slurm.never_starts(job) is slurm.starts_when_nodes_return(job) is slurm.explain_wait("7", job) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "word"), [("PartitionNodeLimit", "nodes"), ("PartitionConfig", "gres"), ("BadConstraints", "gres")]
+)
+def test_what_slurm_also_says_while_nodes_are_down_may_pass(reason, word):
+    job = Queued("PENDING", reason, "")
+    assert slurm.never_starts(job) is None
+    assert word in slurm.starts_when_nodes_return(job)
+    assert "up now" in slurm.explain_wait("7", job)
+    assert slurm.starts_when_nodes_return(job._replace(state="RUNNING")) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "word"),
+    [
+        ("JobHeldAdmin", "an administrator"),
+        ("JobHeldUser", "scontrol release 7"),
+        ("launch failed requeued held", "scontrol release 7"),
+        ("job requeued in held state", "scontrol release 7"),
+    ],
+)
+def test_a_held_job_waits_and_it_is_told_how_to_release_it(reason, word):
+    job = Queued("PENDING", reason, "")
+    assert slurm.never_starts(job) is slurm.starts_when_nodes_return(job) is None
+    assert word in slurm.explain_wait("7", job)
+
+
+def test_the_name_of_a_chosen_cluster_above_a_list_is_no_job(programs):
+    programs("squeue", "CLUSTER: big\nRUNNING|None|gpu1")
+    assert slurm.queued("7") == Queued("RUNNING", "None", "gpu1")
+    programs("squeue", "CLUSTER: big")
+    assert slurm.queued("7") is None
+    assert slurm.user_jobs("train-x") == []
+
+
+def test_nodes_that_take_no_job_are_told_from_busy_ones(programs):
+    programs("sinfo", "a idle\nb mix\nc down*\nd drng\ne alloc*\nf maint\ng alloc\nh drain\nh drain")
+    assert slurm.out_of_order("[a-h]") == ["c", "d", "e", "f", "h"]
+    programs("sinfo", "a idle gpu:8\nb mix gpu:h100:8(S:0-1)\nc down* gpu:8\ng alloc (null)")
+    assert slurm.nodes_in_order("gpu", gpus=True) == {"a", "b"}
+    assert slurm.nodes_in_order("gpu", gpus=False) == {"a", "b", "g"}
+    programs("sinfo", "", 1, "slurm_load_node: Unable to contact slurm controller")
+    assert slurm.out_of_order("[a-h]") == []
+    assert slurm.nodes_in_order("gpu", gpus=True) is None
+
+
+def test_how_often_a_job_was_put_back_and_on_how_many_nodes_it_runs(programs):
+    programs("scontrol", "JobId=7 Requeue=1 Restarts=3 BatchFlag=1")
+    programs("squeue", "2")
+    assert (slurm.restarts("7"), slurm.node_count("7")) == (3, 2)
+    programs("scontrol", "", 1, "no answer")
+    programs("squeue", "", 1, "no answer")
+    assert (slurm.restarts("7"), slurm.node_count("7")) == (None, None)
 
 
 def test_a_refusal_names_the_partition():

@@ -110,12 +110,15 @@ class Site:
 
     def launch(self, stage: str, nodes: int = 2, tasks: int = 2, *words: str, **environment: str):
         """Start `brickreel launch STAGE` for the run `small` on the partition gpu."""
-        return self.start(
+        return self.start(*self.launch_words(stage, nodes, tasks, *words), **environment)
+
+    def launch_words(self, stage: str, nodes: int = 2, tasks: int = 2, *words: str) -> list[str]:
+        """The command line of the launcher."""
+        return [
             *(sys.executable, "-m", "brickreel", "launch", stage, "--run", "small", "--config", "config.json"),
             *("--executor", "slurm", "--nodes", str(nodes), "--tasks-per-node", str(tasks), "--partition", "gpu"),
             *("--gres", f"gpu:{tasks}", "--mem-mb", "4000", "--runtime", "20", *words),
-            **environment,
-        )
+        ]
 
     def run(self, *words: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a program to its end."""
@@ -147,9 +150,13 @@ class Site:
 
     def rank_pids(self, job_id: str, node: str) -> list[int]:
         """Processes of the job's ranks on a node."""
+        return self.pids(job_id, node, b"submitit")
+
+    def pids(self, job_id: str, node: str, word: bytes) -> list[int]:
+        """Processes of the job on a node with a word in their command line."""
         listed = self.cluster.ask("scontrol", "listpids", job_id, node, check=False)
         pids = [line.split()[0] for line in listed.splitlines()[1:]]
-        return [int(pid) for pid in pids if pid.isdecimal() and b"submitit" in _command_line(pid)]
+        return [int(pid) for pid in pids if pid.isdecimal() and word in _command_line(pid)]
 
     def state(self, job_id: str) -> str:
         """The job's state as the controller knows it."""

@@ -1,6 +1,7 @@
 """The launcher's own life: interrupted, killed, started again, started twice, and jobs that can never start."""
 
 import signal
+import time
 
 import pytest
 
@@ -82,7 +83,6 @@ def test_a_job_with_other_settings_is_not_followed(site):
         (["--gres", "gpu:9"], "no node of the partition has that many GPUs"),
         (["--account", "nobody"], "the account does not exist or may not use this partition"),
         (["--partition", "short", "--gres", "", "--runtime", "30"], "longer than the partition allows"),
-        (["--nodes", "3"], "more nodes than the partition allows"),
     ],
 )
 def test_a_job_that_can_never_start_is_one_sentence(site, words, sentence):
@@ -93,3 +93,31 @@ def test_a_job_that_can_never_start_is_one_sentence(site, words, sentence):
     assert sentence in output
     assert "Traceback" not in output
     wait("an empty queue", 30, lambda: not site.cluster.ask("squeue", "-h"))
+
+
+def test_what_may_be_for_nodes_that_are_down_and_holds_are_told_and_waited_for(site):
+    project.make(site.folder)
+    launcher = site.launch("train", 3, 2, "--log", "launcher.log", BRICKREEL_POLL_S="1")
+    log = site.folder / "launcher.log"
+    wait("a word on nodes", 60, lambda: log.is_file() and "than are up now: lower `nodes`" in log.read_text())
+    job_id = site.job_id()
+    site.cluster.ask("scontrol", "hold", job_id)
+    wait(
+        "a word on the hold",
+        60,
+        lambda: f"scontrol release {job_id}" in log.read_text() or "holds it" in log.read_text(),
+    )
+    time.sleep(15)  # longer than what can never start is waited for
+    assert site.state(job_id) == "PENDING"
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(60) == 128 + signal.SIGTERM
+    assert site.state(job_id) == "CANCELLED"
+
+
+def test_a_launcher_that_nohup_started_outlives_the_terminal(site):
+    project.make(site.folder, max_steps=40, checkpoint_every=10)
+    launcher = site.start("nohup", *site.launch_words("train"))
+    site.job_id()
+    launcher.send_signal(signal.SIGHUP)
+    finish(launcher)
+    assert site.last_step() == 40

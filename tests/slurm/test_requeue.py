@@ -1,13 +1,15 @@
 """Training through what clusters do to jobs: preemption, time limits, lost nodes, ranks that die or hang."""
 
+import json
 import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from slurm.site import wait
+from slurm.site import finish, wait
 from training import project
 
 pytestmark = pytest.mark.timeout(600)
@@ -83,6 +85,45 @@ def test_training_goes_on_with_fewer_nodes_where_the_run_allows_it(endless):
     finally:
         endless.cluster.ask("scancel", job_id)
         endless.cluster.do("start-node", "gpu2")
+
+
+def test_a_job_that_only_waits_its_turn_starts_with_all_its_nodes(site):
+    project.make(site.folder, max_steps=5)
+    blocker = site.cluster.ask("sbatch", "--parsable", "-p", "gpu", "-w", "gpu2", "--exclusive", "--wrap", "sleep 600")
+    wait("somebody else's job", 60, lambda: site.state(blocker) == "RUNNING")
+    launcher = site.launch("train", 2, 2, "--min-nodes", "1", BRICKREEL_POLL_S="1")
+    job_id = site.job_id()
+    wait(
+        "its turn", 60, lambda: site.cluster.ask("squeue", "-h", "-j", job_id, "-o", "%r") in ("Resources", "Priority")
+    )
+    time.sleep(10)
+    assert site.state(job_id) == "PENDING"
+    site.cluster.ask("scancel", blocker)
+    finish(launcher)
+    assert [row["world_size"] for row in attempt_starts(site)] == [4]
+
+
+def test_a_preflight_whose_time_is_up_is_not_begun_anew(site):
+    config = project.make(site.folder)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"preflight": {"quick": False, "disk_mib": 4}}))
+    launcher = site.launch("preflight", 2, 1, "--runtime", "2")
+    output = launcher.communicate(timeout=200)[0]
+    assert launcher.returncode == 1
+    assert "its time was up before it had ended: raise `runtime` of preflight" in output
+    assert site.restarts(site.job_id("preflight")) == 0
+
+
+def test_a_preflight_script_that_hangs_ends_with_its_time(site):
+    project.make(site.folder)
+    options = ("--nodes=2", "--ntasks-per-node=1", "--gres=gpu:1", "--mem=4000M", "--cpus-per-task=1", "--time=1")
+    job_id = site.sbatch("preflight", "small", "config.json", options=options)
+    for node in ("gpu1", "gpu2"):  # one alone would end the other's patience before the time is up
+        for pid in wait("a rank", 60, lambda node=node: site.pids(job_id, node, b"python\0-m\0brickreel\0preflight")):
+            if not Path(f"/proc/{pid}/comm").read_text().startswith("srun"):
+                os.kill(pid, signal.SIGSTOP)
+    wait("its end", 240, lambda: site.state(job_id) not in ("RUNNING", "COMPLETING"))
+    assert site.state(job_id) == "TIMEOUT"
+    assert site.restarts(job_id) == 0
 
 
 def test_a_killed_rank_is_a_requeue(endless):

@@ -18,6 +18,10 @@ def test_each_checkpoint_is_sampled_by_a_job_beside_training_and_once_only(site)
     settings["base"] |= {part: {"path": str(base / part)} for part in ("autoencoder", "text_encoder")}
     settings["sample"] = {"prompts": ["a red car", "the blue house"], "steps": 2, "frames": 2, "resolution": [64, 64]}
     source.write_text(json.dumps(settings))
+    profile = site.folder / "slurm/config.yaml"
+    profile.write_text(
+        profile.read_text().replace("mem_mb: 32000", "mem_mb: 5000").replace("runtime: 240", "runtime: 9")
+    )
     launcher = site.launch("train", 1, 1)
     job_id = site.job_id()
     tables_of = site.folder / "results/sample/small"
@@ -29,7 +33,9 @@ def test_each_checkpoint_is_sampled_by_a_job_beside_training_and_once_only(site)
     assert {row["outcome"] for row in rows} == {"ok"}
     assert {row["prompt"] for row in rows} == {"a red car", "the blue house"}
     assert {row["step"] for row in rows} == {150}
-    asked = ("sacct", "-nPX", "-S", "now-1hours", "--name=sample-small-step-00000150", "-o", "JobName,AllocTRES")
+    asked = ("sacct", "-nPX", "-S", "now-1hours", "--name=sample-small-step-00000150", "-o", "Timelimit,AllocTRES")
     (job,) = site.cluster.ask(*asked).splitlines()
     assert "gres/gpu=1" in job
+    assert "00:09:00" in job
+    assert "mem=5000M" in job
     assert not (tables_of / "sheet.jpg").exists()  # the sample stage's own, after training

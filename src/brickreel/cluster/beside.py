@@ -6,19 +6,53 @@ by the sample stage, which takes those that are there as finished.
 
 import logging
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from brickreel import config
 from brickreel.cluster import slurm
-from brickreel.cluster.submission import Resources, StageTask, submit
+from brickreel.cluster.submission import Resources, StageTask, parse_options, submit
 
 logger = logging.getLogger("brickreel")
+
+PROFILE = Path("slurm/config.yaml")
 
 
 def one_gpu(gres: str) -> str:
     """What a job of one rank asks for where a node's ranks ask for `gres`: gpu:h100:1 of gpu:h100:8."""
-    return re.sub(r"(?<=:)\d+(?=$|\()", "1", gres)
+    return re.sub(r"\b(gpu(?::[\w.-]+)?:)\d+(?=$|[(,])", r"\g<1>1", gres)
+
+
+def one_gpu_of(options: str) -> str:
+    """What a job of one rank asks for where training asks sbatch for these further options: no node of its own, and
+    one GPU for whatever says `gpus`."""
+    found = parse_options(options)
+    gpus = [str(found.pop(name)) for name in list(found) if re.fullmatch(r"gpus(-per-\w+)?", name)]
+    found.pop("exclusive", None)
+    if "gres" in found:
+        found["gres"] = one_gpu(str(found["gres"]))
+    elif gpus:
+        found["gpus"] = re.sub(r"\d+$", "1", gpus[0])
+    return " ".join(f"--{name}" if value is True else f"--{name}={shlex.quote(value)}" for name, value in found.items())
+
+
+def profiled(stage: str) -> dict[str, int]:
+    """The memory and time that the profile gives a stage's job, as far as it has them as numbers.
+
+    Snakemake tells a rule only what is its own.
+    """
+    try:
+        section = yaml.safe_load(PROFILE.read_text(encoding="utf-8")) if PROFILE.is_file() else None
+    except yaml.YAMLError as error:
+        logger.warning("%s cannot be read (%s): sample jobs ask for what training asks for", PROFILE, error)
+        section = None
+    for name in ("set-resources", stage):
+        section = section.get(name) if isinstance(section, dict) else None
+    found = section if isinstance(section, dict) else {}
+    return {name: found[name] for name in ("mem_mb", "runtime") if isinstance(found.get(name), int)}
 
 
 class SampleJobs:
@@ -29,10 +63,14 @@ class SampleJobs:
         # The training job's own settings file holds nothing about samples; the stage's stands beside it.
         own = config.settings_path("sample", run)
         self.settings = (str(own),) if config.settings_path("train", run) in map(Path, settings) else tuple(settings)
-        kept = ("cpus_per_task", "slurm_partition", "slurm_account", "runtime", "slurm_extra", "exclude")
-        self.resources = Resources(
-            **{name: getattr(resources, name) for name in kept}, gres=one_gpu(resources.gres), requeues=0
-        )
+        kept = ("cpus_per_task", "slurm_partition", "slurm_account", "runtime", "exclude")
+        own_share = {
+            "gres": one_gpu(resources.gres),
+            "slurm_extra": one_gpu_of(resources.slurm_extra),
+            "requeues": 0,
+        }
+        asked = {name: getattr(resources, name) for name in kept} | own_share | profiled("sample")
+        self.resources = Resources(**asked)
         self.asked: set[str] = set()
 
     @classmethod

@@ -1,9 +1,11 @@
 """A run that no longer takes steps: stacks and collectives of all ranks are kept, and the job starts anew."""
 
+import ctypes
 import logging
 import re
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from brickreel import files
@@ -83,19 +85,33 @@ done
 """
 
 
+PR_SET_PTRACER = 0x59616D61
+PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
+
+
+def let_stacks_be_read() -> None:
+    """Let py-spy, which is not this process's parent, read its stacks. Call in every rank.
+
+    Under Yama's ptrace_scope 1, Ubuntu's default, a process must allow that (prctl(2)); elsewhere nothing is needed.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0)
+
+
 ANSWERS_S = 5.0
 """How long the ranks have to write what they remember of their collectives."""
 
 
-def restart(job_id: str, folder: Path, ranks: int, max_requeues: int) -> None:
+def restart(job_id: str, folder: Path, tasks_per_node: int, max_requeues: int) -> None:
     """Dump stacks and last collectives of every rank of a Slurm job into `folder`, then requeue it.
 
     Raises ValueError, with the job cancelled, when it was put back `max_requeues` times already: its batch script,
     which counts otherwise, does not live to see the end of an attempt that hangs.
     """
     logger.info("Slurm job %s takes no steps: dumping the stacks of its ranks to %s", job_id, folder)
-    times = _restarts(job_id)  # of the attempt that hangs: the job may start anew while stacks are dumped
-    _dump(job_id, folder, ranks)
+    times = slurm.restarts(job_id)  # of the attempt that hangs: the job may start anew while stacks are dumped
+    _dump(job_id, folder, tasks_per_node)
     if times is None:
         logger.info("Slurm does not say how often job %s was put back: it is left as it is for now", job_id)
     elif times >= max_requeues:
@@ -110,16 +126,10 @@ def restart(job_id: str, folder: Path, ranks: int, max_requeues: int) -> None:
         logger.info("Slurm would not requeue job %s", job_id)
 
 
-def _restarts(job_id: str) -> int | None:
-    """How often a job was put back so far, by whomever; None when Slurm does not say."""
-    answer = slurm.ask("scontrol", "-o", "show", "job", job_id)
-    found = re.search(r"\bRestarts=(\d+)", answer.stdout) if answer.returncode == 0 else None
-    return int(found[1]) if found else None
-
-
-def _dump(job_id: str, folder: Path, ranks: int) -> None:
+def _dump(job_id: str, folder: Path, tasks_per_node: int) -> None:
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    nodes = slurm.ask("squeue", "-h", "-j", job_id, "-o", "%D").stdout.strip() or "1"
+    nodes = slurm.node_count(job_id) or 1  # after a loss it may run on fewer than were asked for
+    ranks = nodes * tasks_per_node
     words = [f"--jobid={job_id}", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     words += [f"--output={folder.resolve()}/stacks-{stamp}-%N.txt", "sh", "-c", DUMP, "-"]
     spy = str(Path(sys.executable).with_name("py-spy"))

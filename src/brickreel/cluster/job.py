@@ -5,12 +5,12 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from brickreel.cluster import exits, hang, job_record, slurm
+from brickreel.cluster import exits, hang, job_record, slurm, unfit
 from brickreel.cluster.beside import SampleJobs
 from brickreel.cluster.follow import Follower
 from brickreel.cluster.local import LocalRanks
@@ -21,7 +21,9 @@ logger = logging.getLogger("brickreel")
 
 TICK_S = 0.5
 SETTLED_S = 10.0
-"""A reason for waiting counts once it has stood so long: Slurm's first word is `PartitionConfig` for many things."""
+"""A reason for waiting counts once it has stood so long: Slurm's first word may be another one."""
+NODES_RETURN_S = 300.0
+"""Nodes that are down for a moment only, as while they start again, are back by then."""
 UNKNOWN_END_S = 180.0
 """How long the launcher asks how a job ended that is no longer in the queue."""
 
@@ -69,13 +71,15 @@ class Job:
 class Watch:
     """Signals and the parent's life, looked at between two ticks.
 
-    Handlers only take notes: a job must not be lost between its submission and its record.
+    Handlers only take notes: a job must not be lost between its submission and its record. What is ignored already, as
+    SIGHUP under nohup, stays ignored.
     """
 
     def __init__(self) -> None:
         self.parent, self.signal = os.getppid(), 0
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._note)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
@@ -131,9 +135,9 @@ def run_slurm(job: Job, site: Site) -> None:
     job_id = _patiently(find, job, watch)
     again = job_id is not None
     if job_id is None:
+        job = _keeping_away(job)
         task = StageTask(job.stage, job.settings, job.scope)
-        resources = Resources(**{**vars(job.resources), "requeues": site.max_requeues})
-        job_id = submit(task, resources, job.name, job.folder)
+        job_id = submit(task, replace(job.resources, requeues=site.max_requeues), job.name, job.folder)
     job.record(executor="slurm", job_id=job_id, pid=os.getpid(), ranks=job.ranks, settings=job.fingerprint, state="")
     logger.info("%s Slurm job %s for %s", "following" if again else "submitted", job_id, job.name)
     follower = Follower([log_path(job.folder, job_id, rank) for rank in range(job.ranks)], job.log_file, skip=again)
@@ -152,6 +156,12 @@ def run_slurm(job: Job, site: Site) -> None:
     if end.state != "COMPLETED":
         _tell_last_words(job, follower)
         raise ValueError(_verdict(job_id) or f"{slurm.explain_end(job_id, end)}; see {job.folder}")
+
+
+def _keeping_away(job: Job) -> Job:
+    """The job, away from the nodes in which the run's checks found a fault."""
+    faulty = unfit.leave_out(job.stage, job.part, job.settings, job.resources)
+    return replace(job, resources=replace(job.resources, exclude=(*job.resources.exclude, *faulty)))
 
 
 def _patiently(look: Callable[[Job], str | None], job: Job, watch: Watch) -> str | None:
@@ -188,7 +198,7 @@ def find(job: Job) -> str | None:
 def follow(job: Job, job_id: str, site: Site, watch: Watch, follower: Follower) -> slurm.Ended:
     """Wait for the end of a job over all its attempts."""
     told, told_since, gone_since, next_look = "", 0.0, None, 0.0
-    ran = False
+    places = Places(job, job_id)
     guard = hang.Guard(Path("results") / job.stage / job.part / "steps", site.hang_s, job.stage == "train")
     samples = SampleJobs.of(job.stage, job.scope, job.settings, job.resources)
     while True:
@@ -210,28 +220,27 @@ def follow(job: Job, job_id: str, site: Site, watch: Watch, follower: Follower) 
                 if end:
                     return end
                 if time.monotonic() - gone_since > UNKNOWN_END_S:
+                    slurm.cancel(job_id)  # should it live all the same, the next launch must not run beside it
                     return slurm.Ended("gone, and Slurm does not know how it ended", "unknown")
             else:
                 gone_since = None
                 news = _news(job_id, queued)
                 told_since = told_since if news == told else time.monotonic()
                 told = _tell(told, news)
-                if time.monotonic() - told_since >= SETTLED_S:
-                    _refuse_endless_wait(job_id, queued)
-                ran = ran or queued.state == "RUNNING"
-                if ran and _waits_for_nodes(queued) and 0 < job.resources.min_nodes < job.resources.nodes:
-                    ran = not _allow_fewer(job_id, job.resources)
+                _refuse_endless_wait(job_id, queued, time.monotonic() - told_since)
+                places.look(queued)
                 if samples:
                     samples.look()
                 if guard.hangs(queued.state):
-                    hang.restart(job_id, job.folder, job.ranks, site.max_requeues)
+                    hang.restart(job_id, job.folder, job.resources.tasks_per_node, site.max_requeues)
         time.sleep(TICK_S)
 
 
 def _news(job_id: str, queued: slurm.Queued) -> str:
     where = f" on {queued.nodes}" if queued.nodes else ""
     why = f" ({queued.reason})" if queued.reason not in ("None", "") else ""
-    return f"Slurm job {job_id} is {queued.state.lower()}{where}{why}"
+    advice = slurm.explain_wait(job_id, queued)
+    return f"Slurm job {job_id} is {queued.state.lower()}{where}{why}" + (f": {advice}" if advice else "")
 
 
 def _tell(told: str, news: str) -> str:
@@ -240,19 +249,48 @@ def _tell(told: str, news: str) -> str:
     return news
 
 
+class Places:
+    """Where a job ran last, and whether it may go on with fewer nodes: only when it has lost one of those.
+
+    Where it merely waits its turn, it waits for as many as were asked for.
+    """
+
+    def __init__(self, job: Job, job_id: str) -> None:
+        self.job, self.job_id = job, job_id
+        # What an earlier launcher saw of the same job.
+        self.last = str(job_record.read(job.stage, job.part).get("places", {}).get(job_id, ""))
+        self.allowed = False
+
+    def look(self, queued: slurm.Queued) -> None:
+        """Take note of where the job runs; let it go on with fewer nodes when one of them is down."""
+        asked = self.job.resources
+        if queued.state == "RUNNING" and queued.nodes:
+            if queued.nodes != self.last:
+                self.last = queued.nodes
+                self.job.record(places={self.job_id: self.last})
+            self.allowed = False
+        elif self.last and not self.allowed and 0 < asked.min_nodes < asked.nodes and _waits_for_nodes(queued):
+            lost = slurm.out_of_order(self.last)
+            self.allowed = bool(lost) and self._allow_fewer(", ".join(lost))
+
+    def _allow_fewer(self, lost: str) -> bool:
+        asked = self.job.resources
+        size = (asked.min_nodes, asked.nodes, asked.tasks_per_node, asked.cpus_per_task)
+        done = slurm.allow_fewer_nodes(self.job_id, *size)
+        if done:
+            logger.info("Slurm job %s lost %s and may go on with %d nodes", self.job_id, lost, asked.min_nodes)
+        return done
+
+
 def _waits_for_nodes(queued: slurm.Queued) -> bool:
-    return queued.state == "PENDING" and queued.reason.startswith(("ReqNodeNotAvail", "Resources", "Nodes"))
+    for_nodes = queued.reason.startswith(("ReqNodeNotAvail", "Resources", "Nodes"))
+    return queued.state == "PENDING" and (for_nodes or bool(slurm.starts_when_nodes_return(queued)))
 
 
-def _allow_fewer(job_id: str, resources: Resources) -> bool:
-    done = slurm.allow_fewer_nodes(job_id, resources.min_nodes, resources.nodes, resources.tasks_per_node)
-    if done:
-        logger.info("Slurm job %s may go on with %d nodes", job_id, resources.min_nodes)
-    return done
-
-
-def _refuse_endless_wait(job_id: str, queued: slurm.Queued) -> None:
-    advice = slurm.never_starts(queued)
+def _refuse_endless_wait(job_id: str, queued: slurm.Queued, waited_s: float) -> None:
+    advice = slurm.never_starts(queued) if waited_s >= SETTLED_S else None
+    if waited_s >= NODES_RETURN_S and slurm.starts_when_nodes_return(queued) and slurm.restarts(job_id) == 0:
+        advice = slurm.starts_when_nodes_return(queued)  # a job that has run before does fit its partition
     if advice:
         slurm.cancel(job_id)
         raise ValueError(f"Slurm job {job_id} can never start ({queued.reason}): {advice}; it was cancelled")

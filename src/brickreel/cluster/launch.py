@@ -5,7 +5,7 @@ What a rule must pass, all from its `resources:` so that the profile alone decid
     exec python -m brickreel launch train --run {wildcards.run} --config SETTINGS --log {log}
         --executor {resources.launcher}                local, slurm or inline
         --nodes {resources.nodes} --tasks-per-node {resources.tasks_per_node}
-        --min-nodes {resources.min_nodes}              after a loss the job may go on with so many; 0: with all
+        --min-nodes {resources.min_nodes}              after a lost node it may go on with so many; 0: with all
         --cpus-per-task {resources.cpus_per_task}      default 1
         --gres '{resources.gres}'                      per node: gpu:h100:8
         --partition '{resources.slurm_partition}' --account '{resources.slurm_account}'
@@ -86,12 +86,14 @@ def launch(
 @click.option("--executor", type=click.Choice(["slurm", "local", "inline"]), default="local", show_default=True)
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--tasks-per-node", type=click.IntRange(1), default=1, show_default=True, help="One per GPU.")
-@click.option("--min-nodes", type=click.IntRange(0), default=0, help="After a loss the job may go on with so many.")
+@click.option(
+    "--min-nodes", type=click.IntRange(0), default=0, help="After a lost node the job may go on with so many."
+)
 @click.option("--cpus-per-task", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--gres", default="", help="GPUs per node, such as gpu:h100:8.")
 @click.option("--partition", default="")
 @click.option("--account", default="")
-@click.option("--runtime", default="", help="Minutes; the job is requeued when they are over.")
+@click.option("--runtime", default="", help="Minutes; then the job is requeued, preflight fails.")
 @click.option("--mem-mb", default="", help="Memory per node; 0 is all of it.")
 @click.option("--slurm-extra", default="", help="Further options of sbatch, in its words.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -134,7 +136,6 @@ def command(
             runtime=_number("--runtime", runtime),
             mem_mb=_number("--mem-mb", mem_mb),
             slurm_extra=slurm_extra,
-            exclude=excluded_nodes(stage, run),
         )
         launch(
             stage,
@@ -152,19 +153,6 @@ def command(
         running.guarded(f"launch {stage}", debug, call)
     except Stopped as stopped:
         os._exit(128 + stopped.signal)  # stdout may be closed: nothing is flushed
-
-
-def excluded_nodes(stage: str, run: str | None) -> tuple[str, ...]:
-    """Nodes that the run's preflight found unfit; a training job stays away from them.
-
-    Where it found something on every node, the cause is not a node, and there would be none left to train on.
-    """
-    from brickreel import files
-
-    path = Path(f"results/preflight/{run}/health.json")
-    health = files.read_json(path) if stage == "train" and path.is_file() else {}
-    unfit = tuple(health.get("exclude", ()))
-    return () if set(unfit) >= set(health.get("nodes", ())) else unfit
 
 
 def _check_stage(stage: str) -> None:

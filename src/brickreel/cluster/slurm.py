@@ -27,9 +27,6 @@ class Ended(NamedTuple):
 # Reasons for which a job waits without end: squeue's word -> what to do. Source: Slurm's "Job Reason Codes".
 NEVER = {
     "PartitionTimeLimit": "the time limit is longer than the partition allows: lower `runtime` in slurm/config.yaml",
-    "PartitionNodeLimit": "more nodes than the partition allows: lower `nodes` or choose another partition",
-    "PartitionConfig": "more nodes, tasks or GPUs than the partition has: lower `nodes` or `gres`",
-    "BadConstraints": "no node has what was asked for: check `gres`, `constraint` and `mem_mb`",
     "AccountNotAllowed": "the account may not use this partition: choose another `slurm_account`",
     "QOSNotAllowed": "the QOS may not be used in this partition: choose another in `slurm_extra`",
     "InvalidAccount": "the account does not exist or is not yours: choose another `slurm_account`",
@@ -43,11 +40,27 @@ NEVER = {
     "QOSMaxMemoryPerJob": "more memory than the QOS allows: lower `mem_mb`",
     "QOSMaxCpuPerJobLimit": "more CPUs than the QOS allows in one job",
     "DependencyNeverSatisfied": "it waits for a job that failed",
-    "JobHeldAdmin": "an administrator holds it",
-    "JobHeldUser": "it is held: release it with `scontrol release`",
-    "launch failed requeued held": "its nodes could not start it and Slurm holds it: see `scontrol show job`",
-    "job requeued in held state": "Slurm holds it after a requeue: release it with `scontrol release`",
 }
+
+# Reasons that Slurm gives for what a partition can never do, and for what it cannot do while nodes are down.
+WHILE_DOWN = {
+    "PartitionNodeLimit": "more nodes than the partition allows, or than are up now: lower `nodes` or choose another"
+    " partition",
+    "PartitionConfig": "more nodes, tasks or GPUs than the partition has, or than are up now: lower `nodes` or `gres`",
+    "BadConstraints": "no node has what was asked for, or none that is up now: check `gres`, `constraint` and `mem_mb`",
+}
+
+# Reasons for which a job waits until somebody releases it, as after a maintenance.
+HELD = {
+    "JobHeldAdmin": "an administrator holds it and will release it, or can be asked to",
+    "JobHeldUser": "it is held: `scontrol release {0}` lets it go on",
+    "launch failed requeued held": "its nodes could not start it and Slurm holds it: `scontrol show job {0}` tells"
+    " more, `scontrol release {0}` lets it try again",
+    "job requeued in held state": "Slurm holds it after a requeue: `scontrol release {0}` lets it go on",
+}
+
+OUT_OF_ORDER = ("down", "drain", "drng", "fail", "inval", "maint", "unk")
+"""Beginnings of the states, in sinfo's short words, of nodes that take no job."""
 
 # What sbatch says when it refuses -> what to do.
 REFUSALS = (
@@ -100,8 +113,13 @@ def queued(job_id: str) -> Queued | None:
     answer = ask("squeue", "-h", "-j", job_id, "-o", "%T|%r|%N")
     if answer.returncode and "Invalid job id" not in answer.stderr:
         raise ConnectionError(answer.stderr.strip() or "squeue failed")
-    lines = answer.stdout.strip().splitlines()
+    lines = _rows(answer)
     return Queued(*lines[0].split("|", 2)) if lines else None
+
+
+def _rows(answer: subprocess.CompletedProcess[str]) -> list[str]:
+    """What a program listed. Where SLURM_CLUSTERS is set, the name of the cluster stands above it."""
+    return [line for line in answer.stdout.splitlines() if line.strip() and not line.startswith("CLUSTER: ")]
 
 
 def ended(job_id: str) -> Ended | None:
@@ -130,7 +148,7 @@ def user_jobs(name: str) -> list[tuple[str, str]]:
     answer = ask("squeue", "-h", "-u", getpass.getuser(), "-n", name, "-o", "%i|%Z")
     if answer.returncode:
         raise ConnectionError(answer.stderr.strip() or "squeue failed")
-    return [(job_id, folder) for job_id, _, folder in (line.partition("|") for line in answer.stdout.splitlines())]
+    return [(job_id, folder) for job_id, _, folder in (line.partition("|") for line in _rows(answer))]
 
 
 def cancel(job_id: str) -> bool:
@@ -143,25 +161,67 @@ def requeue(job_id: str) -> bool:
     return ask("scontrol", "requeue", job_id).returncode == 0
 
 
-def allow_fewer_nodes(job_id: str, fewest: int, most: int, tasks_per_node: int) -> bool:
+def restarts(job_id: str) -> int | None:
+    """How often a job was put back so far, by whomever; None when Slurm does not say."""
+    answer = ask("scontrol", "-o", "show", "job", job_id)
+    found = re.search(r"\bRestarts=(\d+)", answer.stdout) if answer.returncode == 0 else None
+    return int(found[1]) if found else None
+
+
+def node_count(job_id: str) -> int | None:
+    """How many nodes a running job has; None when Slurm does not say."""
+    found = "".join(_rows(ask("squeue", "-h", "-j", job_id, "-o", "%D"))).strip()
+    return int(found) if found.isdecimal() else None
+
+
+def out_of_order(nodes: str) -> list[str]:
+    """Those of a node list (`gpu[1-2]`) that take no job now; empty when Slurm does not say."""
+    listed = [line.split() for line in _rows(ask("sinfo", "-h", "-a", "-N", "-n", nodes, "-o", "%N %t"))]
+    return sorted({name for name, state in listed if _takes_no_job(state)})
+
+
+def nodes_in_order(partition: str, gpus: bool) -> set[str] | None:
+    """Nodes of a partition that can take jobs, busy ones too; None when Slurm does not say. `gpus`: which have any."""
+    answer = ask("sinfo", "-h", "-a", "-N", "-p", partition, "-o", "%N %t %G")
+    listed = [line.split(maxsplit=2) for line in _rows(answer)]
+    found = {name for name, state, gres in listed if not _takes_no_job(state) and ("gpu" in gres or not gpus)}
+    return found or None
+
+
+def _takes_no_job(state: str) -> bool:
+    return state.startswith(OUT_OF_ORDER) or state.endswith("*")  # * means that the node does not answer
+
+
+def allow_fewer_nodes(job_id: str, fewest: int, most: int, tasks_per_node: int, cpus_per_task: int) -> bool:
     """Let a waiting job start on fewer nodes than it lost; False when Slurm would not.
 
-    After a requeue Slurm holds on to the number of tasks that the job had, and with it to the number of nodes: the
-    tasks must be lowered first, by an update of its own. The script's variables follow the nodes that the job gets.
+    Slurm holds on to the numbers of tasks and CPUs that the job had, and with them to the number of nodes: they must be
+    lowered first, each by an update of its own.
     """
-    tasks = ask("scontrol", "update", f"jobid={job_id}", f"NumTasks={fewest * tasks_per_node}")
-    nodes = ask("scontrol", "update", f"jobid={job_id}", f"NumNodes={fewest}-{most}")
-    return tasks.returncode == 0 and nodes.returncode == 0
+    tasks = fewest * tasks_per_node
+    changes = (f"NumTasks={tasks}", f"NumCPUs={tasks * cpus_per_task}", f"NumNodes={fewest}-{most}")
+    return all(ask("scontrol", "update", f"jobid={job_id}", change).returncode == 0 for change in changes)
 
 
 def never_starts(job: Queued) -> str | None:
     """Why a pending job will never start; None while it may."""
-    if job.state != "PENDING":
-        return None
-    for word, advice in NEVER.items():
-        if word in job.reason:
-            return advice
-    return None
+    return _advice(job, NEVER)
+
+
+def starts_when_nodes_return(job: Queued) -> str | None:
+    """Why a pending job will never start, unless nodes are down that come back; None where it only waits."""
+    return _advice(job, WHILE_DOWN)
+
+
+def explain_wait(job_id: str, job: Queued) -> str | None:
+    """What somebody can do about a job's waiting; None where it only waits its turn."""
+    advice = _advice(job, HELD | WHILE_DOWN)
+    return advice.format(job_id) if advice else None
+
+
+def _advice(job: Queued, reasons: dict[str, str]) -> str | None:
+    waits = job.state == "PENDING"
+    return next((advice for word, advice in reasons.items() if waits and word in job.reason), None)
 
 
 def explain_refusal(message: str) -> str:

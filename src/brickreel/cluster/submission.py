@@ -1,7 +1,11 @@
 """Submitting a stage to Slurm through submitit: one task per rank, requeued by its own batch script when it fails."""
 
+import os
+import re
 import shlex
 import sys
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,17 @@ PYTHON = '"${python[@]}"'
 """The interpreter as slurm/job.sh prepares it: the site's container, or the one that launched."""
 SIGNAL_S = 120
 """Seconds before the time limit at which every rank gets SIGUSR2: enough for a step and a checkpoint."""
+NO_CHECKPOINTS = ("preflight",)
+"""Stages that would only begin anew after a time-out, and meet the same limit again."""
+CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS")
+"""Which cluster is meant; squeue and scancel go by them too."""
+WHERE = {
+    "SBATCH_ACCOUNT": "account",
+    "SBATCH_PARTITION": "partition",
+    "SBATCH_QOS": "qos",
+    "SBATCH_RESERVATION": "reservation",
+}
+"""The user's own defaults, and the options that they stand for. To sbatch they count for more than a script's lines."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +39,7 @@ class Resources:
     nodes: int = 1
     tasks_per_node: int = 1
     min_nodes: int = 0
-    """After a loss the job may go on with this many nodes; 0: only with `nodes`."""
+    """After the loss of a node the job may go on with this many; 0: only with `nodes`."""
     cpus_per_task: int = 1
     gres: str = ""
     """Per node, such as `gpu:h100:8`."""
@@ -39,6 +54,7 @@ class Resources:
     exclude: tuple[str, ...] = ()
     """Nodes to stay away from."""
     requeues: int = field(default=10, compare=False)
+    """How often the job may be put back into the queue, whatever the site's own number is."""
 
 
 class StageTask(submitit.helpers.Checkpointable):
@@ -52,11 +68,24 @@ class StageTask(submitit.helpers.Checkpointable):
         import signal
 
         from brickreel import running
+        from brickreel.cluster import hang
 
         # submitit ignores SIGTERM, and a cancelled job would linger until Slurm kills it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        hang.let_stacks_be_read()
         running.set_up_logging()
-        running.guarded(self.stage, False, lambda: running.run_stage(self.stage, self.configs, **self.scope))
+        running.guarded(self.stage, False, self._run)
+
+    def _run(self) -> None:
+        from brickreel import running
+
+        try:
+            running.run_stage(self.stage, self.configs, **self.scope)
+        except submitit.core.utils.UncompletedJobError:
+            # submitit's word for a time-out after which it does not requeue; as a ValueError the batch script hears it.
+            raise ValueError(
+                f"its time was up before it had ended: raise `runtime` of {self.stage} in slurm/config.yaml"
+            ) from None
 
 
 def submit(task: StageTask, resources: Resources, name: str, folder: Path) -> str:
@@ -67,29 +96,53 @@ def submit(task: StageTask, resources: Resources, name: str, folder: Path) -> st
     if not Path("slurm/job.sh").is_file():
         raise ValueError("there is no slurm/job.sh here: start from the project's folder, which has slurm/ in it")
     folder.mkdir(parents=True, exist_ok=True)
-    executor = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=resources.requeues, python=PYTHON)
-    executor.update_parameters(**parameters(resources, name, task.scope.get("run")))
+    requeues = 0 if task.stage in NO_CHECKPOINTS else resources.requeues
+    executor = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=requeues, python=PYTHON)
+    asked = parameters(resources, name, task.scope.get("run"))
+    executor.update_parameters(**asked)
     try:
-        # Nothing of a surrounding job (pipeline.sbatch) may leak into this one.
-        with submitit.helpers.clean_env():
+        with _clean_env(asked.keys() | asked["additional_parameters"].keys()):
             return executor.submit(task).job_id
     except submitit.core.utils.FailedJobError as error:
         raise ValueError(f"Slurm refused the job: {slurm.explain_refusal(str(error))}") from None
 
 
+@contextmanager
+def _clean_env(options: Container[str]) -> Iterator[None]:
+    """Nothing of a surrounding job (pipeline.sbatch) may leak into one with these options; what the user says of the
+    cluster and of his account stays. Raises ValueError where jobs would go where squeue does not look for them."""
+    here = set(CLUSTER)
+    if "SLURM_JOB_ID" not in os.environ:
+        if "SBATCH_CLUSTERS" in os.environ:
+            raise ValueError(
+                "SBATCH_CLUSTERS is read by sbatch alone, and its job would not be found: set SLURM_CLUSTERS"
+            )
+        here |= {name for name in os.environ if name.startswith("SLURM_")}
+        here |= {name for name, option in WHERE.items() if option not in options}
+    kept = {name: os.environ[name] for name in here & os.environ.keys()}
+    with submitit.helpers.clean_env():
+        os.environ.update(kept)
+        yield
+
+
 def parameters(resources: Resources, name: str, run: str | None) -> dict[str, Any]:
     """The job in submitit's words."""
     extra = {"requeue": True, "distribution": "block", **parse_options(resources.slurm_extra)}
-    if 0 < resources.min_nodes < resources.nodes:
-        extra["nodes"] = f"{resources.min_nodes}-{resources.nodes}"
+    exclude = [str(extra.pop("exclude"))] if "exclude" in extra else []
     given = {
         "partition": resources.slurm_partition,
         "account": resources.slurm_account,
         "gres": resources.gres,
         "mem": "" if resources.mem_mb is None else f"{resources.mem_mb}M",
-        "exclude": ",".join(resources.exclude),
+        "exclude": ",".join([*exclude, *resources.exclude]),
     }
-    network = [f"use_network_of {shlex.quote(run)}"] if run else []
+    setup = [f"default_python={shlex.quote(shlex.quote(sys.executable))}", ". slurm/job.sh"]
+    setup.append(f"export BRICKREEL_MAX_REQUEUES={resources.requeues}")
+    if 0 < resources.min_nodes < resources.nodes:
+        # sbatch leaves the tasks of all nodes there for srun, also where an attempt has fewer.
+        setup.append(f"export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * {resources.tasks_per_node}))")
+        setup.append("export SLURM_NPROCS=$SLURM_NTASKS")
+    setup += [f"use_network_of {shlex.quote(run)}"] if run else []
     return {
         "job_name": name,
         "nodes": resources.nodes,
@@ -99,7 +152,7 @@ def parameters(resources: Resources, name: str, run: str | None) -> dict[str, An
         "signal_delay_s": SIGNAL_S,
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's own default is refused where keys are enforced
-        "setup": [f"default_python={shlex.quote(shlex.quote(sys.executable))}", ". slurm/job.sh", *network],
+        "setup": setup,
         "teardown": ["finish $?"],
         "srun_args": ["--kill-on-bad-exit=1"],
         "additional_parameters": extra,
@@ -110,11 +163,16 @@ def parameters(resources: Resources, name: str, run: str | None) -> dict[str, An
 def parse_options(text: str) -> dict[str, Any]:
     """`--qos=long --exclusive` as a mapping of names to values; an option without a value is True.
 
-    Raises ValueError for a word that is not a long option.
+    Raises ValueError for a word that is not a long option, and for another cluster.
     """
     found: dict[str, Any] = {}
     words = shlex.split(text)
     for position, word in enumerate(words):
+        if re.match(r"-M|--clusters?(=|$)", word):
+            raise ValueError(
+                f"slurm_extra: '{word}' would send the job where squeue does not look for it: set SLURM_CLUSTERS, which"
+                " all of Slurm's programs read"
+            )
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             following = words[position + 1] if position + 1 < len(words) else "--"
