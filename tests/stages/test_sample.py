@@ -327,6 +327,28 @@ def test_prompts_come_from_a_file_once_each_and_none_is_a_sentence(tmp_path):
         prompts.read(settings)
 
 
+def test_a_mark_at_the_beginning_of_a_file_is_no_part_of_its_first_prompt(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa red tower\r\na brick\r\n".encode())
+    assert prompts.read(config.load({"sample": {"prompts": str(path)}}).sample) == ["a red tower", "a brick"]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"lengths": [2, 4]}, "must contain 1"),
+        ({"lengths": []}, "at least one"),
+        ({"weights": []}, "at least one"),
+        ({"weights": ["ema", "ema"]}, "each once"),
+        ({"seeds": [0, 0]}, "each once"),
+        ({"seeds": []}, "at least one"),
+    ],
+)
+def test_settings_that_leave_the_final_weights_out_or_name_something_twice_are_refused(given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        config.load({"sample": given})
+
+
 def test_names_of_prompts_are_safe_and_differ(tmp_path):
     texts = ["../../etc/passwd", "a" * 500, "猫", "犬", "a; rm -rf *", "", "a brick", "A brick"]
     names = [prompts.prompt_id(text) for text in texts]

@@ -1,10 +1,14 @@
 # What the model makes now, and what it made before.
 
+# Prompts may stand in a file of their own, which changes without the settings.
+PROMPTS = [str(CONFIG.sample.prompts)] if isinstance(CONFIG.sample.prompts, Path) else []
+
 
 rule sample:
     input:
         settings="results/settings/sample-{run}.json",
         final="results/train/{run}/final/ema/diffusion_pytorch_model.safetensors",
+        prompts=PROMPTS,
     output:
         "results/sample/{run}/sheet.jpg",
     log:

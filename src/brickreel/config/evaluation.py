@@ -22,7 +22,8 @@ class Sample(Section):
     unconditional: bool = True
     """Sample the base model and the final weights without their prompts too: the noise of condition-free generation."""
     lengths: tuple[Positive, ...] = (1, 2, 4)
-    """Multiples of `frames` for the final weights; 2 and 4 show drift in videos longer than the trained ones."""
+    """Multiples of `frames` for the final weights, 1 among them; 2 and 4 show drift in videos longer than the trained
+    ones."""
     steps: Positive = 100
     """Sampler steps."""
     sampler: Literal["iddpm", "dpm-solver++"] = "iddpm"
@@ -42,6 +43,16 @@ class Sample(Section):
     """Video frames per pose when the video is written: 2 plays on twos."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where there is one."""
+
+    @model_validator(mode="after")
+    def _asks_for_something_once(self) -> "Sample":
+        for name in ("seeds", "weights", "lengths"):
+            given = getattr(self, name)
+            if not given or len(set(given)) < len(given):
+                raise ValueError(f"{name}: {list(given)} must name at least one, and each once")
+        if 1 not in self.lengths:
+            raise ValueError(f"lengths: {list(self.lengths)} must contain 1: steps are compared by videos of that length")
+        return self
 
 
 class Evaluate(Section):

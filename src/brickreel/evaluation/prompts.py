@@ -18,7 +18,8 @@ def read(settings: Sample) -> list[str]:
     given = settings.prompts
     if isinstance(given, Path):
         try:
-            lines = given.read_text(encoding="utf-8").splitlines()
+            # Windows' editors begin a file with a mark that is no letter of the first prompt.
+            lines = given.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"{given} (sample.prompts) is not UTF-8 text: {error}") from None
         except FileNotFoundError:
