@@ -23,6 +23,14 @@ def test_a_gpu_that_is_asked_for_in_vain_is_one_sentence(monkeypatch):
         choose_device("cuda")
 
 
+@pytest.mark.parametrize(("dtype", "advice"), [("float16", ": set encode.dtype"), ("bfloat16", "$")])
+def test_a_text_that_is_not_finite_fails_its_clip(dtype, advice):
+    encoder = Encoder(None, None, config.Encode(dtype=dtype), torch.device("cpu"))
+    text = torch.full((3, 8), torch.inf).bfloat16()
+    with pytest.raises(ValueError, match=f"a.mp4: the text encoder's output is not finite{advice}"):
+        encoder.clip({"path": "a.mp4", "kind": "clip"}, {}, text)
+
+
 @pytest.mark.gpu
 def test_a_gpu_encodes_what_a_cpu_encodes(tmp_path):
     base = tiny.base_settings(tiny.save_base(tmp_path))

@@ -94,3 +94,13 @@ def test_only_files_of_the_same_settings_count_as_finished(here):
     written(here)
     assert sorted(latents.finished(here, "digest")) == ["s0", "s1", "s2"]
     assert latents.finished(here, "other") == {}
+
+
+@pytest.mark.parametrize("part", Sample._fields)
+def test_a_sample_that_is_not_finite_is_refused_by_name(here, part):
+    strange = torch.full_like(getattr(sample(0), part), torch.nan)
+    writer = latents.Writer(here, "digest", 1)
+    row = writer.add(ROW | {"sample_id": "s0"}, sample(0)._replace(**{part: strange}), {})
+    writer.flush()
+    with pytest.raises(ValueError, match=rf"sample s0 in 00-0000.safetensors is not finite \({part}\)"):
+        latents.read(row)

@@ -46,8 +46,10 @@ class Encoder:
     def clip(self, clip: Mapping[str, Any], views: Mapping[str, View], text: Tensor) -> dict[str, Sample]:
         """Encode every view of one clip or still, decoding its file once.
 
-        Raises ValueError or OSError when the file cannot be read or the posterior is not finite.
+        Raises ValueError or OSError when the file cannot be read, or the posterior or the text is not finite.
         """
+        if not torch.isfinite(text).all():
+            raise ValueError(f"{clip['path']}: the text encoder's output is not finite{self._advice()}")
         if clip["kind"] == "still":
             frames = {0: read_still(clip["path"])}
         else:
@@ -58,9 +60,13 @@ class Encoder:
             shown = np.stack([frames[int(index)] for index in indices])
             mean, logvar = self.posterior(shown, shape, place, still=clip["kind"] == "still")
             if not (torch.isfinite(mean).all() and torch.isfinite(logvar).all()):
-                raise ValueError(f"{clip['path']}: the autoencoder's output is not finite")
+                raise ValueError(f"{clip['path']}: the autoencoder's output is not finite{self._advice()}")
             samples[name] = Sample(mean, logvar, text)
         return samples
+
+    def _advice(self) -> str:
+        # Its largest number is 65,504, which T5 is known to exceed.
+        return ": set encode.dtype to bfloat16 or float32" if self.settings.dtype == "float16" else ""
 
     @torch.inference_mode()
     def posterior(

@@ -132,4 +132,9 @@ def read(row: Mapping[str, Any], check: bool = True) -> Sample:
         raise ValueError(f"sample {row['sample_id']} cannot be read from {row['file']}: {error}") from error
     if check and crc32(sample) != row["crc32"]:
         raise ValueError(f"sample {row['sample_id']} in {row['file']} is damaged: its checksum does not match")
+    # One of them would make the loss of a whole step not finite.
+    strange = [part for part, tensor in zip(Sample._fields, sample, strict=True) if not torch.isfinite(tensor).all()]
+    if strange:
+        file = row["text_file"] if strange == ["text"] else row["file"]
+        raise ValueError(f"sample {row['sample_id']} in {file} is not finite ({', '.join(strange)}): encode it again")
     return sample
