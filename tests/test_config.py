@@ -26,6 +26,23 @@ def test_wrong_type_names_the_field_and_the_value():
         config.load({"cut": {"crf": "good"}})
 
 
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (
+            {"mask_ratios": {"quater_head": 0.1}},
+            r"mask_ratios\.quater_head.*choose from no, quarter_random, ",
+        ),
+        ({"mask_ratios": {"quarter_head": 0.6, "image_head": 0.6}}, "the probabilities sum to more than 1"),
+        ({"data": {"buckets": {"361p": {32: [1.0, 8]}}}}, r"data\.buckets\.361p.*choose from 144p, "),
+        ({"lora": {"targets": ["qvk"]}}, r"lora\.targets\.0.*choose from qkv, proj, .*'qvk'"),
+    ],
+)
+def test_misspelt_names_of_a_run_are_found_when_settings_are_loaded(run, words):
+    with pytest.raises(ValueError, match=words):
+        config.load({"runs": {"demo": run}})
+
+
 def test_checkpoints_are_at_all_blocks_at_none_or_at_a_share_of_them():
     for given, share in ((True, 1), (False, 0), (0.5, 0.5), (1, 1)):
         assert config.load({"runs": {"demo": {"grad_checkpoint": given}}}).run("demo").grad_checkpoint == share

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import parity
+from brickreel.config.training import MASKS
 from brickreel.diffusion import masks
 
 
@@ -24,6 +25,10 @@ def test_every_strategy_works_for_every_length(strategy, frames):
         assert mask.shape == (frames,)
         assert mask.any()
         assert mask.all() == (frames == 1)
+
+
+def test_the_settings_know_the_strategies():
+    assert {*masks.STRATEGIES, "no"} == set(MASKS)
 
 
 def test_shares_are_met():

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from brickreel.config import RunData
-from brickreel.training.assignment import Material, assign
+from brickreel.config.training import RESOLUTIONS
+from brickreel.training.assignment import Material, aspect_ratios, assign
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
 
@@ -23,6 +24,10 @@ BUCKETS = {
         "1024": {1: (0.3, 40)},
     },
 }
+
+
+def test_the_settings_know_the_resolutions_that_have_a_table():
+    assert sorted(RESOLUTIONS) == sorted(aspect_ratios())
 
 
 def data(name: str, stride: int, assignment: str = "opensora-1.1") -> RunData:

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch.nn import Linear
 
 import tiny
 from brickreel.config import Lora
+from brickreel.config.training import TARGETS
 from brickreel.training import lora
 
 
@@ -54,4 +56,9 @@ def test_every_rank_starts_from_the_same_additions():
 
 def test_unknown_layers_are_refused():
     with pytest.raises(ValueError, match=r"name no linear layer: choose from .*'qkv'"):
-        lora.inject(tiny.transformer(), Lora(targets=("nose",)), 0)
+        lora.inject(tiny.transformer(), Lora().model_copy(update={"targets": ("nose",)}), 0)
+
+
+def test_the_settings_know_the_layers_of_the_transformer():
+    linear = {name.rpartition(".")[2] for name, part in tiny.transformer().named_modules() if isinstance(part, Linear)}
+    assert {name for name in linear if not name.isdecimal()} == set(TARGETS)

@@ -3,9 +3,32 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from brickreel.config.section import Fraction, Positive, Section
+
+
+def _one_of(*names: str) -> AfterValidator:
+    """A misspelt name is found when the settings are loaded, not after captions and latents are paid for."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"choose from {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
+
+
+RESOLUTIONS = ("144p", "256", "240p", "360p", "512", "480p", "720p", "1024", "1080p", "4k", "64p", "32p")
+"""Those that `training.assignment` has a table of."""
+MASKS = (
+    "no",
+    *("quarter_random", "quarter_head", "quarter_tail", "quarter_head_tail"),
+    *("image_random", "image_head", "image_tail", "image_head_tail"),
+)
+"""Those of `diffusion.masks`."""
+TARGETS = ("qkv", "proj", "q_linear", "kv_linear", "fc1", "fc2", "linear")
+"""Last names of the transformer's linear layers."""
 
 
 class Component(Section):
@@ -36,7 +59,8 @@ class Encode(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Precision of the autoencoder on a GPU; on a CPU float32 is always used, since bfloat16 is slower there."""
+    """Precision of autoencoder and text encoder on a GPU. T5 may leave the range of float16: such clips fail. On a CPU
+    float32 is always used, since bfloat16 is slower there."""
     frames_per_batch: Positive = 16
     """Frames per call of the autoencoder: bounds its memory."""
     text_tokens: Positive = 200
@@ -58,7 +82,9 @@ class RunData(Section):
     """Count and sample in poses (recommended for stop motion) or in frames of the film, as the origin did."""
     stride: Positive = 1
     """Every how-manieth pose or frame is shown."""
-    buckets: Mapping[str, Mapping[int, tuple[Fraction, Positive]]] = {"360p": {32: (1.0, 8)}}
+    buckets: Mapping[Annotated[str, _one_of(*RESOLUTIONS)], Mapping[int, tuple[Fraction, Positive]]] = {
+        "360p": {32: (1.0, 8)}
+    }
     """Resolution -> frames -> (share kept, clips per micro-batch)."""
     assignment: Literal["full", "opensora-1.1"] = "full"
     """`full` loses no clip that fits anywhere; `opensora-1.1` assigns exactly as the origin does."""
@@ -102,7 +128,7 @@ class Lora(Section):
     """Width of the additions: more learns more and costs more memory."""
     alpha: Positive = 16
     """The additions are scaled by alpha / rank."""
-    targets: tuple[str, ...] = ("qkv", "proj", "q_linear", "kv_linear")
+    targets: tuple[Annotated[str, _one_of(*TARGETS)], ...] = ("qkv", "proj", "q_linear", "kv_linear")
     """Last names of the linear layers that get additions."""
 
 
@@ -128,9 +154,10 @@ class Run(Section):
     """Learning rate over steps. It may change while the run has steps to take, which then follow the new one; other
     settings that the weights depend on may not, once there is a checkpoint."""
     max_steps: Positive = 2000
-    """Optimizer steps. Raising it continues a finished run."""
+    """Optimizer steps. Raising it continues a finished run; it can be lowered to the step of a kept checkpoint."""
     micro_batches: Positive = 32
-    """Micro-batches per step, dealt to however many ranks there are: the step is the same on 1 and on 32 GPUs."""
+    """Micro-batches per step, dealt to however many ranks there are: the step is the same on 1 and on 32 GPUs. More
+    ranks than micro-batches make it no faster."""
     seed: int = 42
     """Decides the order of the clips and, per showing of a clip, noise, timestep, mask and text dropout."""
     backend: Literal["auto", "ddp", "fsdp2", "colossalai"] = "auto"
@@ -144,8 +171,9 @@ class Run(Section):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient over all weights; a larger one is scaled down."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
-    """Share of the moving average that each step keeps."""
-    mask_ratios: Mapping[str, Fraction] = {}
+    """Share of the moving average that each step keeps. It begins as the base model, of which ema_decay ** max_steps is
+    left at the end: `plan` warns where that is more than a twentieth."""
+    mask_ratios: Mapping[Annotated[str, _one_of(*MASKS)], Fraction] = {}
     """Mask strategy -> probability; the rest is unmasked."""
     text_dropout: Fraction = 0.1
     """Share of showings without their text: what guidance needs."""
@@ -167,7 +195,8 @@ class Run(Section):
     """Decode and encode clips at every step, as the origin did, instead of reading `encode`'s latents: slower, but
     every showing is cropped and timed anew."""
     max_skipped: Positive = 20
-    """The run stops after this many steps in a row whose loss or gradient is not finite."""
+    """The run stops after this many steps in a row whose loss or gradient is not finite. A step of which no sample can
+    be read is none of them."""
     max_unreadable: Positive = 100
     """The run stops after this many samples that cannot be read; until then they count as absent."""
     checkpoint_every: Positive = 250
@@ -177,7 +206,8 @@ class Run(Section):
     keep_every: Positive | None = None
     """Checkpoints at multiples of this many steps are kept for good; all others only by `keep_last`, `keep_best`."""
     keep_best: Annotated[int, Field(ge=0)] = 1
-    """Checkpoints with the lowest held-out loss (EMA) that are kept."""
+    """Checkpoints with the lowest held-out loss (EMA) that are kept, among readings of the newest one's timesteps and
+    of as many clips as any."""
     gauge_every: Positive = 250
     """Steps between two readings of the held-out loss."""
     gauge_share: Fraction = 0.02
