@@ -6,9 +6,10 @@ same questions, and the answers are reported per range of timesteps, with an int
 
 import hashlib
 import heapq
+import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from brickreel.training import objective
 from brickreel.training.buckets import BucketPlan
 from brickreel.training.dataset import Batch, Dataset, read_batch, read_encoded
 from brickreel.training.randomness import Showing
+
+logger = logging.getLogger("brickreel")
 
 # A backward pass costs twice a forward pass.
 FORWARDS_PER_TRAINED_SAMPLE = 3
@@ -80,17 +83,15 @@ class Gauge:
         self.dataset = dataset
         self.questions = questions(dataset, run, plan)
         self.kind = objective.diffusion(run)
-        self.batches: list[tuple[list[int], Batch]] | None = None
+        self.kept: dict[int, Batch] = {}
 
     def read(self, model: nn.Module, autocast: torch.dtype | None) -> list[list[float]]:
         """Loss per bin and clip with the model's present weights; the same on every rank."""
-        if self.batches is None:
-            self.batches = [(places, self._batch(places)) for places in self._dealt()]
         answers = torch.zeros(len(self.questions), dtype=torch.float64, device=self.device)
         training = model.training
         model.eval()
         with torch.no_grad():
-            for places, batch in self.batches:
+            for places, batch in self._batches():
                 drawn = self._draw(places, batch)
                 found = objective.losses(self.kind, model, batch, drawn, autocast)
                 if places[0] >= 0:
@@ -104,6 +105,18 @@ class Gauge:
         for question, value in zip(self.questions, values, strict=True):
             bins[question.bin].append(value)
         return bins
+
+    def _batches(self) -> Iterator[tuple[list[int], Batch]]:
+        """This rank's questions and their clips, which are kept; but those out of reach are asked for every time."""
+        for number, places in enumerate(self._dealt()):
+            batch = self.kept.get(number)
+            if batch is None:
+                batch = self._batch(places)
+                for sentence in dict.fromkeys(batch.problems if places[0] >= 0 else ()):
+                    logger.warning("held-out loss: %s; it counts as absent", sentence)
+                if not batch.passing:
+                    self.kept[number] = batch
+            yield places, batch
 
     def _dealt(self) -> list[list[int]]:
         """This rank's questions in batches of one clip; every rank has as many, padded with [-1]."""
@@ -144,32 +157,49 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return mean, mean - reach, mean + reach
 
 
-def first_losses(path: Path) -> dict[tuple[str, int], float]:
-    """Losses of step 0, by weights and bin, from `gauge.jsonl`."""
+def first_losses(path: Path) -> dict[tuple[str, int, int, int], float]:
+    """Losses of step 0 from `gauge.jsonl`, by what two readings must share: weights, timesteps and number of clips."""
     rows = tables.read_log("gauge", path).to_pylist()
-    return {(row["weights"], row["bin"]): row["loss"] for row in rows if row["step"] == 0}
+    return {(row["weights"], *_timesteps(row), row["clips"]): row["loss"] for row in rows if row["step"] == 0}
 
 
 def mean_losses(path: Path, weights: str = "ema") -> dict[int, float]:
-    """Step -> held-out loss, averaged over bins."""
-    found: dict[int, dict[int, float]] = {}
-    for row in tables.read_log("gauge", path).to_pylist():
-        if row["weights"] == weights and row["loss"] is not None:
-            found.setdefault(row["step"], {})[row["bin"]] = row["loss"]
-    return {step: math.fsum(bins.values()) / len(bins) for step, bins in found.items()}
+    """Step -> held-out loss, averaged over bins.
+
+    Only of readings that can be compared: with the bins of the newest one, and none of fewer clips than the fullest.
+    """
+    rows = tables.read_log("gauge", path).to_pylist()
+    rows = [row for row in rows if row["weights"] == weights and row["loss"] is not None]
+    last = rows[-1] if rows else {}
+    bins = {_timesteps(row) for row in rows if (row["attempt"], row["step"]) == (last["attempt"], last["step"])}
+    rows = [row for row in rows if _timesteps(row) in bins]
+    most = max((row["clips"] for row in rows), default=0)
+    found: dict[int, dict[tuple[int, int], float]] = {}
+    for row in rows:
+        # Of a step that was read twice, the later reading counts.
+        found.setdefault(row["step"], {})[_timesteps(row)] = row["loss"] if row["clips"] == most else math.nan
+    means = {step: math.fsum(losses.values()) / len(bins) for step, losses in found.items() if losses.keys() == bins}
+    return {step: mean for step, mean in means.items() if math.isfinite(mean)}
+
+
+def _timesteps(row: Mapping[str, Any]) -> tuple[int, int]:
+    return row["t_low"], row["t_high"]
 
 
 def write(path: Path, attempt: int, step: int, readings: Mapping[str, list[list[float]]]) -> None:
-    """Append a reading to `gauge.jsonl`, one row per weights and bin. `readings`: weights -> bins -> clips."""
-    first = first_losses(path)
+    """Append a reading to `gauge.jsonl`, one row per weights and bin. `readings`: weights -> bins -> clips.
+
+    It is relative to a reading of step 0 with the same bins and as many clips, where there is one.
+    """
+    first = first_losses(path) if step else {}
     for weights, bins in readings.items():
         for number, values in enumerate(bins):
             finite = [value for value in values if math.isfinite(value)]
             if not finite:
                 continue
             loss, low, high = interval(finite)
-            at_start = first.get((weights, number), loss)
             t_low, t_high = timestep_range(number, len(bins))
+            at_start = first.get((weights, t_low, t_high, len(finite))) if step else loss
             tables.log(
                 "gauge",
                 path,
