@@ -181,6 +181,15 @@ def test_a_shard_knows_where_its_clips_stand_among_all(project):
     assert parts[0] | parts[1] | parts[2] == everything
 
 
+def test_only_the_origins_draws_read_where_clips_stand_among_all(project, monkeypatch):
+    asked, places = [], encode._places
+    monkeypatch.setattr(encode, "_places", lambda shard: asked.append(shard) or places(shard))
+    encode.plan_jobs(project(), Shard())
+    assert not asked
+    encode.plan_jobs(project(POSES, POSES | {"assignment": "opensora-1.1"}), Shard())
+    assert asked == [Shard()]
+
+
 def test_parts_of_a_larger_number_of_shards_go(project):
     for count in (3, 2):
         for number in range(count):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -78,16 +79,20 @@ def plan_jobs(config: Config, shard: Shard) -> list[Job]:
     settings = {data_key(run.data): run.data for run in config.runs.values()}
     if not settings:
         raise ValueError("`runs:` is empty: encode derives its shapes from the runs")
-    places = _places(shard)
+    drawn = any(data.assignment == "opensora-1.1" for data in settings.values())
+    places = _places(shard) if drawn else {}
     names = [(clip["clip_id"], clip["kind"]) for clip in clips]
     return [
-        plan_job(config, settings, clip, texts.get(name), places[name]) for name, clip in zip(names, clips, strict=True)
+        plan_job(config, settings, clip, texts.get(name), places.get(name, 0))
+        for name, clip in zip(names, clips, strict=True)
     ]
 
 
 def _places(shard: Shard) -> dict[tuple[str, str], int]:
     """Where the shard's clips and stills stand in the manifest of all: what the original's assignment draws by."""
-    ids = tables.read("cut_index", CLIPS, columns=["clip_id", "kind"]).sort_by(ORDER)
+    ids = tables.read("cut_index", CLIPS, columns=["clip_id", "kind"])
+    # A column of the plain type holds 2 GiB of text, which a hundred million names exceed.
+    ids = pa.table({name: ids[name].cast(pa.large_string()) for name in ids.column_names}).sort_by(ORDER)
     found: dict[tuple[str, str], int] = {}
     first = 0
     for batch in ids.to_batches(max_chunksize=tables.BATCH):
