@@ -254,6 +254,27 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(written, small_files, ca
     store.close()
 
 
+def test_what_fails_after_a_checkpoint_is_whole_is_a_warning_and_not_its_own_failure(written, caplog, monkeypatch):
+    monkeypatch.setattr(checkpoint.logger, "propagate", True)
+    store = Checkpoints(written, 0, 1, CPU)
+    (written / "gauge.jsonl").mkdir()
+    store.on_written = lambda step, path: (written / "gauge.jsonl").read_text()
+    store.save(4, tensors(4), {"step": 4}, wait=True)
+    assert "step-00000004 is written, but older checkpoints could not be tidied away" in caplog.text
+    assert "could not be written" not in caplog.text
+    assert checkpoint.problem(written / name_of(4)) == ""
+    store.close()
+
+
+def test_a_run_that_was_shortened_takes_the_checkpoint_of_its_last_step(written):
+    store = Checkpoints(written, 0, 1, CPU)
+    assert [store.newest_good(last)[0].name for last in (2, 3, 9)] == [name_of(step) for step in (2, 3, 3)]
+    store.prune(1, None, 0, {})
+    with pytest.raises(ValueError, match=r"max_steps is 2, and training is at step 3 already: .* is kept \(3\)"):
+        store.newest_good(2)
+    store.close()
+
+
 def test_writing_a_step_again_replaces_it(written):
     store = Checkpoints(written, 0, 1, CPU)
     store.save(3, tensors(9), {"step": 3, "updates": 9}, wait=True)

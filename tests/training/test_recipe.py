@@ -50,5 +50,15 @@ def test_another_base_model_at_the_same_place_is_told_apart_and_a_missing_one_is
         recipe.check("it was", first, recipe.of(base, Run()), steps_left=False)
 
 
+def test_the_order_of_masks_is_told_and_is_the_same_recipe():
+    masks = {"quarter_tail": 0.1, "image_head": 0.2}
+    now = recipe.of(Base(), Run(mask_ratios=masks))
+    assert now["mask_ratios"] == [["quarter_tail", 0.1], ["image_head", 0.2]]
+    check({"mask_ratios": masks}, {"mask_ratios": dict(sorted(masks.items()))})
+    recipe.check("it was", now | {"mask_ratios": masks}, now, steps_left=False)  # as older ones tell it
+    with pytest.raises(ValueError, match="another mask_ratios"):
+        check({"mask_ratios": masks}, {"mask_ratios": masks | {"image_head": 0.3}})
+
+
 def test_older_ones_that_tell_nothing_are_accepted():
     recipe.check("it was", {}, recipe.of(Base(), Run()), steps_left=False)

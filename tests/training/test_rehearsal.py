@@ -6,7 +6,7 @@ import torch
 from brickreel import config, files, tables
 from brickreel.cluster.ranks import Ranks
 from brickreel.training import rehearsal
-from brickreel.training.buckets import BucketPlan
+from brickreel.training.buckets import Bucket, BucketPlan
 from training import project
 
 INDEX = Path("results/encode/index.parquet")
@@ -29,6 +29,27 @@ def test_a_lora_run_rehearses_with_its_additions_alone(tmp_path, monkeypatch):
     assert all(".lora_" in name for name in backend.names)
     plan = BucketPlan.from_json(files.read_json("results/plan/small/plan.json")["buckets"])
     assert len(rehearsal.rehearse(backend, run, plan, cpu).seconds) == 1
+
+
+def test_the_largest_micro_batch_is_of_the_clips_that_there_are():
+    full = Bucket("64p-4", 4, 64, 64, items=8, batch=4)
+    few = Bucket("64p-8", 8, 64, 64, items=1, batch=8)
+    assert rehearsal.worst_bucket(BucketPlan((few, full), "", used=9, heldout=0)) == full
+
+
+@pytest.mark.parametrize(("micro_batches", "passes"), [(1, 1), (3, 2)])
+def test_gradients_of_one_micro_batch_stand_while_the_next_goes_where_a_rank_takes_several(
+    micro_batches, passes, encoded, monkeypatch
+):
+    settings, cpu = config.load("config.json"), torch.device("cpu")
+    run = settings.run("small").model_copy(update={"micro_batches": micro_batches})
+    backend = rehearsal.build(settings.base, run, Ranks(), cpu)
+    lasts, plain = [], backend.round
+    monkeypatch.setattr(backend, "round", lambda last: lasts.append(last) or plain(last))
+    plan = BucketPlan.from_json(files.read_json("results/plan/small/plan.json")["buckets"])
+    found = rehearsal.rehearse(backend, run, plan, cpu)
+    assert lasts == ([False, True] if passes == 2 else [True]) * 2
+    assert found.clips == passes * rehearsal.worst_bucket(plan).batch
 
 
 def test_the_runs_share_of_blocks_is_recomputed(tmp_path, monkeypatch):

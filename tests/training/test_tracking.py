@@ -1,4 +1,5 @@
 import threading
+import time
 
 from brickreel.training import tracking
 from brickreel.training.tracking import TensorBoard, Trackers
@@ -59,3 +60,14 @@ def test_without_trackers_nothing_is_written(tmp_path):
     trackers.write(1, {"loss": 1.0})
     trackers.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tracker_that_is_stuck_does_not_hold_up_the_end(tmp_path):
+    Slow.answers = threading.Event()
+    trackers = Trackers(("slow",), "run", tmp_path, {"slow": Slow})
+    for step in range(tracking.WAITING_POINTS + 10):
+        trackers.write(step, {"loss": 1.0})
+    began = time.monotonic()
+    trackers.close(timeout_s=0.2)
+    assert time.monotonic() - began < 5
+    Slow.answers.set()

@@ -142,15 +142,17 @@ class Checkpoints:
                 shutil.rmtree(left, ignore_errors=True)
         self._barrier()
 
-    def newest_good(self) -> tuple[Path | None, list[str]]:
+    def newest_good(self, last: int | None = None) -> tuple[Path | None, list[str]]:
         """The newest checkpoint whose files are whole, and a sentence per damaged one that was passed over.
 
-        Those are renamed to `step-00000250.damaged`, so that nothing takes them for the newest. Raises ValueError when
+        Those are renamed to `step-00000250.damaged`, so that nothing takes them for the newest. Where there are some
+        beyond the `last` step of the run, it is the one of that step. Raises ValueError when that is not kept, or when
         there are checkpoints and none is good, OSError on all ranks when one of them cannot read.
         """
         passed: list[str] = []
         damaged: list[Path] = []
-        for _, path in reversed(self._from_first(lambda: list_checkpoints(self.folder))):
+        kept = _up_to(last, self._from_first(lambda: list_checkpoints(self.folder)))
+        for _, path in reversed(kept):
             wrong = self._from_all(functools.partial(problem, path, self.rank, self.world_size))
             if not any(wrong):
                 self._from_first(lambda: _set_aside(damaged))
@@ -280,7 +282,10 @@ class Checkpoints:
         os.replace(partial, final)
         _sync(self.folder)
         if self.on_written:
-            self.on_written(step, final)
+            try:
+                self.on_written(step, final)
+            except (OSError, ValueError) as error:
+                logger.warning("%s is written, but older checkpoints could not be tidied away: %s", final.name, error)
 
     def _barrier(self) -> None:
         if self.group is not None:
@@ -292,6 +297,19 @@ def _quietly(function: Any, *arguments: Any, **keywords: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         function(*arguments, **keywords)
+
+
+def _up_to(last: int | None, kept: list[tuple[int, Path]]) -> list[tuple[int, Path]]:
+    """Checkpoints that a run of so many steps may go on from, where a longer one was there before."""
+    if last is None or not kept or kept[-1][0] <= last:
+        return kept
+    exact = [(step, path) for step, path in kept if step == last]
+    if not exact:
+        raise ValueError(
+            f"max_steps is {last}, and training is at step {kept[-1][0]} already: set it to a step whose checkpoint is"
+            f" kept ({', '.join(str(step) for step, _ in kept)}) or to more, or start a run of another name"
+        )
+    return exact
 
 
 def _set_aside(damaged: list[Path]) -> None:

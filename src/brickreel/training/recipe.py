@@ -23,6 +23,8 @@ MAY_CHANGE = {
 def of(base: Base, run: Run) -> dict[str, Any]:
     """JSON values by name; without the base model where its weights are not on this machine."""
     found = run.model_dump(mode="json", exclude=MAY_CHANGE)
+    # With their order, in which a draw takes them: a run goes on in the one that it began with.
+    found["mask_ratios"] = [list(item) for item in run.mask_ratios.items()]
     if run.objective == "rectified-flow":
         found["objective"] += " with logit-normal, shifted timesteps"  # with others it is another objective
     with suppress(FileNotFoundError):
@@ -33,8 +35,12 @@ def of(base: Base, run: Run) -> dict[str, Any]:
 def check(whose: str, stored: Mapping[str, Any], wanted: Mapping[str, Any], steps_left: bool) -> None:
     """Raise ValueError when weights were made by another recipe. What only one of the two tells is not compared."""
     names = stored.keys() & wanted.keys() - ({"schedule"} if steps_left else set())
-    changed = sorted(name for name in names if stored[name] != wanted[name])
+    changed = sorted(name for name in names if _compared(name, stored) != _compared(name, wanted))
     if changed:
         raise ValueError(
             f"{whose} made with another {', '.join(changed)}: restore what was, or start a run of another name"
         )
+
+
+def _compared(name: str, told: Mapping[str, Any]) -> Any:
+    return dict(told[name]) if name == "mask_ratios" else told[name]  # pairs; older ones are a mapping

@@ -1,7 +1,9 @@
 """A run's largest micro-batch, forward and backward, before training: does it fit, and how long does it take?
 
-The model has its real size and random weights, the latents are random: memory and time do not depend on values.
-Beside it how fast this rank reads random samples of the dataset, which training has to keep up with.
+A rank that takes several per step takes two here: gradients of the first stand while the second goes, and FSDP2 holds
+them whole until the last. The model has its real size and random weights, the latents are random: memory and time do
+not depend on values. Beside it how fast this rank reads random samples of the dataset, which training has to keep up
+with.
 """
 
 import os
@@ -33,7 +35,7 @@ class Rehearsal(NamedTuple):
 
     bucket: str
     clips: int
-    """In this micro-batch."""
+    """Shown per step."""
     seconds: tuple[float, ...]
     """Per step; the first one is left out, which also compiles and allocates."""
     peak_gib: float | None
@@ -43,7 +45,12 @@ class Rehearsal(NamedTuple):
 
 def worst_bucket(plan: BucketPlan) -> Bucket:
     """The bucket with the most latent pixels per micro-batch."""
-    return max(plan.buckets, key=lambda bucket: bucket.frames * bucket.height * bucket.width * bucket.batch)
+    return max(plan.buckets, key=lambda bucket: bucket.frames * bucket.height * bucket.width * _clips(bucket))
+
+
+def _clips(bucket: Bucket) -> int:
+    """Clips of its largest micro-batch."""
+    return min(bucket.batch, bucket.slots)
 
 
 def build(base: Base, run: Run, ranks: Ranks, device: torch.device) -> Any:
@@ -65,14 +72,15 @@ def rehearse(backend: Any, run: Run, plan: BucketPlan, device: torch.device, ste
     batch = random_batch(bucket, backend.model.config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = [_step(backend, kind, run, batch, device) for _ in range(1 + steps)]
+    passes = 2 if run.micro_batches > backend.world_size else 1
+    seconds = [_step(backend, kind, run, batch, device, passes) for _ in range(1 + steps)]
     peak = total = None
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**30
         total = torch.cuda.get_device_properties(device).total_memory / 2**30
         # What comes next may need the memory in another process.
         torch.cuda.empty_cache()
-    return Rehearsal(bucket.name, len(batch.ids), tuple(seconds[1:]), peak, total)
+    return Rehearsal(bucket.name, passes * len(batch.ids), tuple(seconds[1:]), peak, total)
 
 
 READ_S, MOST_READ = 2.0, 2048
@@ -138,11 +146,12 @@ def main(source: str, name: str, steps: int = 20) -> None:
     distributed.stop()
 
 
-def _step(backend: Any, kind: Any, run: Run, batch: Batch, device: torch.device) -> float:
+def _step(backend: Any, kind: Any, run: Run, batch: Batch, device: torch.device, passes: int) -> float:
     started = time.perf_counter()
-    with backend.round(True):
-        found = objective.losses(kind, backend.wrapped, batch, objective.draw(batch, run, device), backend.autocast)
-        backend.backward(found.mean())
+    for left in reversed(range(passes)):
+        with backend.round(left == 0):
+            drawn = objective.draw(batch, run, device)
+            backend.backward(objective.losses(kind, backend.wrapped, batch, drawn, backend.autocast).mean())
     backend.squares()
     backend.update(0.0, 1.0)
     if device.type == "cuda":
@@ -152,7 +161,7 @@ def _step(backend: Any, kind: Any, run: Run, batch: Batch, device: torch.device)
 
 def random_batch(bucket: Bucket, sizes: Any) -> Batch:
     """A micro-batch in the bucket's shape; texts are as long as the model takes them."""
-    count = min(bucket.batch, bucket.slots)
+    count = _clips(bucket)
     rows, columns = bucket.height // DOWNSAMPLE, bucket.width // DOWNSAMPLE
     latent = torch.randn(count, sizes.in_channels, bucket.frames, rows, columns).bfloat16()
     tokens = int(sizes.model_max_length)

@@ -4,6 +4,7 @@ import logging
 import queue
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,8 +101,10 @@ class Trackers:
     def close(self, timeout_s: float = 10.0) -> None:
         """Let the trackers finish, for a while."""
         if self.names and self.thread.is_alive():
-            self.points.put(None)
-            self.thread.join(timeout_s)
+            # One that is stuck leaves the queue full: the run ends without it.
+            with suppress(queue.Full):
+                self.points.put(None, timeout=timeout_s)
+                self.thread.join(timeout_s)
 
     def _serve(self) -> None:
         open_trackers: dict[str, Tracker] = {}
