@@ -74,6 +74,19 @@ def test_without_clips_there_is_an_empty_table(tmp_path, index):
     assert "0 clips of 0 films" in card
 
 
+def test_a_part_that_vanishes_meanwhile_is_passed_over_and_a_broken_one_is_not(tmp_path, index):
+    for number in (0, 2):
+        tables.write("cut_index", index / f"{number:02d}.parquet", [row(number)])
+    # Found in the folder, and not there when it is opened.
+    (index / "01.parquet").symlink_to("removed")
+    listed, card = described(tmp_path / "clips", index)
+    assert [line["clip_id"] for line in listed] == ["clip0", "clip2"]
+    assert "2 clips of 1 films" in card
+    (index / "03.parquet").write_bytes(b"no table")
+    with pytest.raises(ValueError, match=r"03\.parquet is not a readable Parquet file"):
+        dataset.describe(tmp_path / "clips", index)
+
+
 def test_the_card_lists_the_first_films_and_counts_all(tmp_path, index, monkeypatch):
     monkeypatch.setattr(dataset, "LISTED", 2)
     tables.write("cut_index", index / "00.parquet", [row(number) for number in range(12)])

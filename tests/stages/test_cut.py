@@ -257,6 +257,70 @@ def test_clips_of_another_tool_enter_here_with_their_captions(films_project, mon
     assert {row["outcome"] for row in tables.read("cut_index", cut.OUTPUT).to_pylist()} == {"failed"}
 
 
+@pytest.fixture
+def adopted(films_project, monkeypatch):
+    """A folder of three finished clips, how to adopt those listed, and the names of those that are measured."""
+    folder, measured, real = films_project / "clips of others", [], isolated.call
+    folder.mkdir()
+    for number, path in enumerate(sorted(cut.CLIPS.glob("*.mp4"))[:3]):
+        (folder / f"{number}.mp4").write_bytes(path.read_bytes())
+    for path in [*cut.STILLS.glob("*"), *cut.OUTPUT.glob("*.parquet")]:
+        path.unlink()
+
+    def noted(work, arguments, *others):
+        measured.append(Path(arguments[0]).name)
+        if measured[-1] in noted.deadly:
+            raise KeyboardInterrupt
+        return real(work, arguments, *others)
+
+    def run(*names, shards=1):
+        measured.clear()
+        (folder / "clips.csv").write_text("path,text\n" + "".join(f"{name},A brick.\n" for name in names))
+        project.run("cut", settings=config.load({"cut": {"adopt": str(folder / "clips.csv")}}), shards=shards)
+        stills = {Path(row["path"]).name for row in index("still").values()}
+        assert {path.name for path in cut.STILLS.iterdir()} == stills
+        return sorted(measured)
+
+    noted.deadly = run.deadly = set()
+    monkeypatch.setattr(isolated, "call", noted)
+    return folder, run
+
+
+def test_adopted_clips_are_measured_once(adopted):
+    folder, run = adopted
+    run.deadly.add("2.mp4")
+    with pytest.raises(KeyboardInterrupt):
+        run("0.mp4", "1.mp4", "2.mp4")
+    run.deadly.clear()
+    assert run("0.mp4", "1.mp4", "2.mp4") == ["2.mp4"]
+    before = index()
+    assert run("0.mp4", "1.mp4", "2.mp4") == []
+    assert index() == before
+    (gone,) = [row["clip_id"] for row in before.values() if row["path"].endswith("0.mp4")]
+    (cut.STILLS / f"{gone}.jpg").unlink()
+    (folder / "1.mp4").write_bytes((folder / "0.mp4").read_bytes() + b"\0\0\0\x08free")
+    assert run("0.mp4", "1.mp4", "2.mp4") == ["0.mp4", "1.mp4"]
+    assert len(index()) == len(index("still")) == 3
+
+
+def test_stills_of_clips_that_are_no_longer_adopted_go(adopted):
+    _, run = adopted
+    run("0.mp4", "1.mp4", "2.mp4", shards=3)
+    assert run("1.mp4") == []
+    assert len(list(cut.STILLS.iterdir())) == len(index()) == 1
+
+
+def test_adopted_clips_of_a_file_system_that_is_away_stop_the_stage(adopted):
+    folder, run = adopted
+    (folder / "mounted").mkdir()
+    (folder / "1.mp4").rename(folder / "mounted" / "1.avi")
+    run("0.mp4", "mounted/1.avi")
+    (folder / "mounted" / "1.avi").unlink()
+    with pytest.raises(FileNotFoundError, match="is a file system not mounted here"):
+        run("0.mp4", "mounted/1.avi")
+    assert len(list(cut.STILLS.iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [("file,text\na,b\n", "needs the column path"), ("path,text\n,b\n", "line 2: the path is empty")],

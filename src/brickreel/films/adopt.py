@@ -19,6 +19,8 @@ from brickreel.films import cadence, cutting, isolated, probe, signals
 # Columns of Open-Sora's tables. What is measured here is not taken from them; further columns are ignored.
 COLUMNS = ("path", "text", "num_frames", "height", "width", "aspect_ratio", "fps", "resolution")
 _FACTS = ("title", "channel", "url", "licence", "rights_holder")
+# What a clip's file alone decides of its row.
+FACTS = ("clip_id", "sha256", "frames", "holds", "fps", "pose_rate", "cadence", "width", "height")
 # Open-Sora's cutter names clips {film}_scene-{number}.
 _SCENE = "_scene-"
 
@@ -41,10 +43,13 @@ def read(table: Path) -> Iterator[dict[str, str]]:
         raise ValueError(f"{table} is not a CSV table in UTF-8: {error}") from None
 
 
-def rows(line: dict[str, str], settings: Cut, stills: Path, seen: set[str]) -> list[dict[str, Any]]:
+def rows(
+    line: dict[str, str], settings: Cut, stills: Path, seen: set[str], known: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """Rows of the table `cut_index` for one clip and its still, which is written into `stills`.
 
-    `seen` holds the paths of earlier lines: a clip that is listed twice is used once.
+    `seen` holds the paths of earlier lines: a clip that is listed twice is used once. `known` are the FACTS that
+    an earlier run found, where the file has not changed and the still is there.
     """
     path = Path(line["path"])
     row: dict[str, Any] = dict.fromkeys(tables.SCHEMAS["cut_index"].names)
@@ -57,17 +62,28 @@ def rows(line: dict[str, str], settings: Cut, stills: Path, seen: set[str]) -> l
     if not path.is_file():
         return [row | {"outcome": "failed", "reason": "there is no such file"}]
     try:
-        # Named after path and content: another clip in its place is another clip.
-        row["sha256"] = files.sha256(path)
-        row["clip_id"] = _hash(line["path"] + row["sha256"])
-        row |= isolated.call(measure, (str(path.resolve()),), isolated.Limits(**settings.limits.model_dump()))
-        still = stills / f"{row['clip_id']}.jpg"
-        files.write_bytes(still, row.pop("jpeg"))
+        row |= known or _facts(path, line["path"], settings, stills)
     except ValueError as error:
         return [row | {"outcome": "failed", "reason": str(error)}]
     row["split"] = "heldout" if held_out(row["film_id"], settings.adopt_heldout_share) else "train"
+    still = still_of(row["clip_id"], stills)
     picture = {"kind": "still", "path": str(still), "frames": 1, "holds": None, "sha256": files.sha256(still)}
     return [row, row | picture]
+
+
+def _facts(path: Path, name: str, settings: Cut, stills: Path) -> dict[str, Any]:
+    """FACTS of a clip, with its still written."""
+    # Named after path and content: another clip in its place is another clip.
+    digest = files.sha256(path)
+    clip_id = _hash(name + digest)
+    found = isolated.call(measure, (str(path.resolve()),), isolated.Limits(**settings.limits.model_dump()))
+    files.write_bytes(still_of(clip_id, stills), found.pop("jpeg"))
+    return {"clip_id": clip_id, "sha256": digest, **found}
+
+
+def still_of(clip_id: str, stills: Path) -> Path:
+    """Where a clip's still is."""
+    return stills / f"{clip_id}.jpg"
 
 
 def _hash(text: str) -> str:

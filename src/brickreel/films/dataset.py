@@ -66,8 +66,20 @@ def describe(folder: Path, index: Path) -> None:
         files.flock(lock, lock.name, wait=True)
         wanted = (pc.field("kind") == "clip") & (pc.field("outcome") == "ok")
         columns = ["kind", "outcome", "path", *_COLUMNS, "in_poses", "holds"]
-        totals = _write_metadata(folder / METADATA, tables.batches("cut_index", index, columns, wanted))
+        totals = _write_metadata(folder / METADATA, _batches(index, columns, wanted))
         files.write_text(folder / CARD, card(totals))
+
+
+def _batches(index: Path, columns: list[str], wanted: Any) -> Iterator[pa.RecordBatch]:
+    """All parts of the manifest but those that vanish meanwhile: Snakemake removes what a shard wrote before it lets
+    it start again, and that shard describes the folder anew."""
+    for part in tables.files_of(index):
+        try:
+            yield from tables.batches("cut_index", part, columns, wanted)
+        except (FileNotFoundError, ValueError):
+            # A file that is not there cannot be read either.
+            if part.exists():
+                raise
 
 
 def _write_metadata(path: Path, batches: Iterator[pa.RecordBatch]) -> Totals:

@@ -133,12 +133,13 @@ def _judge(found: list[Any], films: pa.Table, settings: Curate) -> pa.Table:
     table = pa.concat_tables([_table(clips, films) for clips, _ in found]) if found else None
     if table is None:
         raise ValueError("no film has any frame: results/analyze says why")
-    ids = table["clip_id"].combine_chunks()
+    # Seventy million ids are more bytes than the offsets of ordinary strings can count.
+    ids = table["clip_id"].cast(pa.large_string()).combine_chunks()
     good = reason == ""
     heldout = _heldout(films["film_id"].to_pylist(), film[good], settings)
     split = np.where(np.isin(film, heldout), "heldout", "train")
     columns = {
-        "duplicate_of": ids.take(pa.array(np.maximum(original, 0), mask=original < 0)),
+        "duplicate_of": ids.take(pa.array(np.maximum(original, 0), mask=original < 0)).cast(pa.string()),
         "split": pa.array(split, mask=~good),
         "outcome": pa.array(np.where(good, "ok", "dropped")),
         "reason": pa.array(reason),

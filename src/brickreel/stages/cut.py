@@ -1,6 +1,7 @@
 """Write clips and stills: one pass per film, frame counts verified, finished clips kept over restarts."""
 
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
@@ -18,6 +19,7 @@ from brickreel.progress import Bar
 from brickreel.stages import Shard
 from brickreel.stages.curate import OUTPUT as CLIP_TABLE
 from brickreel.stages.ingest import OUTPUT as SOURCES
+from brickreel.stages.ingest import FileState
 
 logger = logging.getLogger("brickreel")
 
@@ -26,6 +28,8 @@ CLIPS = Path("results/cut/clips")
 STILLS = Path("results/cut/stills")
 # What was written with which settings: clips of an interrupted shard are not written again.
 FINISHED = Path("results/cut/finished")
+# The same of clips that are adopted: what was measured.
+ADOPTED = Path("results/cut/adopted")
 
 _HEX = set("0123456789abcdef")
 _KEPT = ("clip_id", "film_id", "holds", "fps", "pose_rate", "cadence", "split")
@@ -62,12 +66,65 @@ def _adopt(settings: Cut, table: Path, shard: Shard) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     gone = withdrawn.film_ids()
+    journal = Adopted(ADOPTED / f"{shard.name}.jsonl", shard)
     with Bar(f"cut {shard.name}", len(lines), "clips") as bar:
         for line in lines:
             if adopt.film_id(Path(line["path"])) not in gone:
-                rows += adopt.rows(line, settings, STILLS, seen)
+                rows += _adopted(line, settings, seen, journal)
             bar.advance()
+    journal.keep({row["clip_id"] for row in rows if row["outcome"] == "ok"})
     return rows
+
+
+def _adopted(line: dict[str, str], settings: Cut, seen: set[str], journal: "Adopted") -> list[dict[str, Any]]:
+    """Rows of one line of the table, measured now or by an attempt before."""
+    path = Path(line["path"])
+    if not os.path.exists(path):
+        # Raises where the clip is not gone but its file system is away.
+        exits.unopened(os.path.realpath(path))
+    # Before it is read: what changes meanwhile is read again next time.
+    state = FileState.of(path) if path.is_file() else None
+    rows = adopt.rows(line, settings, STILLS, seen, journal.find(state) if state else None)
+    if state and rows[0]["outcome"] == "ok":
+        journal.add(state, rows[0])
+    return rows
+
+
+class Adopted:
+    """A shard's clips of another tool that are measured, by the state of their file: JSON lines, one file per shard.
+
+    All files are read, since the shards may have been others.
+    """
+
+    def __init__(self, path: Path, shard: Shard) -> None:
+        self.path = path
+        lines = (line for part in sorted(path.parent.glob("*.jsonl")) for line in files.read_json_lines(part))
+        self.all = [line for line in lines if "clip_id" in line and shard.owns(line["path"])]
+        self.lines = {line["path"]: line for line in self.all}
+
+    def find(self, state: FileState) -> dict[str, Any] | None:
+        """Facts of a clip, if its file is still the same and its still is there."""
+        line = self.lines.get(state.path, {})
+        if any(line.get(name) != value for name, value in state._asdict().items()):
+            return None
+        if not set(adopt.FACTS) <= set(line) or not adopt.still_of(line["clip_id"], STILLS).is_file():
+            return None
+        return {name: line[name] for name in adopt.FACTS}
+
+    def add(self, state: FileState, row: Mapping[str, Any]) -> None:
+        """Put down a clip, unless it is there already."""
+        line = {**state._asdict(), **{name: row[name] for name in adopt.FACTS}}
+        if self.lines.get(state.path) != line:
+            self.lines[state.path] = line
+            self.all.append(line)
+            files.append_json_line(self.path, line)
+
+    def keep(self, clip_ids: set[str]) -> None:
+        """Leave only these in the shard's file, and remove the stills of the others."""
+        lines = [line for line in self.lines.values() if line["clip_id"] in clip_ids]
+        files.write_text(self.path, "".join(files.json_line(line) for line in lines))
+        for clip_id in {line["clip_id"] for line in self.all} - clip_ids:
+            adopt.still_of(clip_id, STILLS).unlink(missing_ok=True)
 
 
 def _cut(settings: Cut, shard: Shard) -> list[dict[str, Any]]:
@@ -124,7 +181,7 @@ def _film(
                 cutting.cut, (shown, missing, recipe, str(CLIPS.resolve()), str(STILLS.resolve())), limits, watch
             )
         except ValueError as error:
-            reason = exits.unopened(film["path"]) or str(error)
+            reason = exits.unopened(os.path.realpath(film["path"])) or str(error)
             logger.info("cut: %s: failed: %s", film["path"], reason)
     return [done.get(one.clip_id) or cutting.Written(one.clip_id, reason) for one in pieces]
 
