@@ -90,8 +90,46 @@ def test_the_node_counts_busy_time_without_guests_twice(proc, cgroups):
 
 
 def test_the_loopback_is_not_network(proc, cgroups):
-    row = Host(10, proc, cgroups).sample()
+    row = Host(10, proc, cgroups, proc / "none").sample()
     assert (row["net_rx_b"], row["net_tx_b"]) == (222, 444)
+
+
+def test_what_passes_through_a_bond_and_a_vlan_counts_once(proc, cgroups, tmp_path):
+    counts = "1000 1 0 0 0 0 0 0 200 1 0 0 0 0 0 0"
+    half = "500 1 0 0 0 0 0 0 100 1 0 0 0 0 0 0"
+    lines = [f"    lo: {counts}", f"  eth0: {half}", f"  eth1: {half}", f" bond0: {counts}", f"bond0.12: {counts}"]
+    (proc / "net/dev").write_text("\n".join(["a", "b", *lines, ""]))
+    for name in ("eth0", "eth1"):
+        (tmp_path / "net" / name / "device").mkdir(parents=True)
+    (tmp_path / "net/bond0").mkdir()
+    row = Host(10, proc, cgroups, tmp_path / "net").sample()
+    assert (row["net_rx_b"], row["net_tx_b"]) == (1000, 200)
+
+
+def mounted(proc, *mounts):
+    """NFS mounts of (export, mount point, device number, bytes read)."""
+    told = [
+        f"device {export} mounted on {point} with fstype nfs4 statvers=1.1\n\tbytes:\t1 2 3 4 {read} 600 7 8\n"
+        for export, point, _, read in mounts
+    ]
+    (proc / "self/mountstats").write_text("device proc mounted on /proc with fstype proc\n" + "".join(told))
+    rows = [
+        f"36 25 {number} / {point} rw,relatime shared:1 - nfs4 {export} rw\n" for export, point, number, _ in mounts
+    ]
+    (proc / "self/mountinfo").write_text("".join(rows))
+
+
+def test_a_network_file_system_that_is_mounted_twice_counts_once(proc, cgroups):
+    twice = [("srv:/home", "/home", "0:52", 500), ("srv:/home/me", "/scratch/me", "0:52", 500)]
+    mounted(proc, *twice, ("srv:/data", "/data", "0:53", 30))
+    row = Host(10, proc, cgroups).sample()
+    assert (row["fs_read_b"], row["fs_write_b"]) == (530, 1200)
+
+
+def test_without_device_numbers_an_export_counts_once(proc, cgroups):
+    mounted(proc, ("srv:/home", "/home", "0:52", 500), ("srv:/home", "/mnt", "0:52", 500))
+    (proc / "self/mountinfo").unlink()
+    assert Host(10, proc, cgroups).sample()["fs_read_b"] == 500
 
 
 def test_the_cgroup_gives_cpu_working_set_kills_and_storage(proc, cgroups):

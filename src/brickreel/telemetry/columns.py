@@ -27,8 +27,8 @@ _HOST = (
     Column("allowed_cores", "gauge", 0.01, "scheduler affinity, and the cgroup's cpu.max where that is less"),
     Column("node_mem_available_b", "gauge", 4096, "/proc/meminfo"),
     Column("node_mem_total_b", "gauge", 4096, "/proc/meminfo"),
-    Column("net_rx_b", "counter", 1, "/proc/net/dev, all interfaces but lo"),
-    Column("net_tx_b", "counter", 1, "/proc/net/dev, all interfaces but lo"),
+    Column("net_rx_b", "counter", 1, "/proc/net/dev, interfaces with hardware; all but lo where none has"),
+    Column("net_tx_b", "counter", 1, "/proc/net/dev, interfaces with hardware; all but lo where none has"),
     Column("tree_cpu_s", "counter", 0.01, "/proc/PID/stat over the stage's process tree, finished children included"),
     Column("tree_run_delay_s", "counter", 0.001, "/proc/PID/schedstat: runnable, but waiting for a core"),
     Column("tree_rss_b", "gauge", 4096, "/proc/PID/stat; pages shared by processes count once for each"),
@@ -46,8 +46,8 @@ _HOST = (
     Column("pressure_cpu_s", "counter", 1e-4, "PSI: some task waited for a core"),
     Column("pressure_mem_s", "counter", 1e-4, "PSI: some task waited for memory"),
     Column("pressure_io_s", "counter", 1e-4, "PSI: some task waited for IO"),
-    Column("fs_read_b", "counter", 1, "/proc/self/mountstats for NFS, llite stats for Lustre"),
-    Column("fs_write_b", "counter", 1, "/proc/self/mountstats for NFS, llite stats for Lustre"),
+    Column("fs_read_b", "counter", 1, "of the whole node: /proc/self/mountstats for NFS, llite stats for Lustre"),
+    Column("fs_write_b", "counter", 1, "of the whole node: /proc/self/mountstats for NFS, llite stats for Lustre"),
 )
 
 _GPU = (

@@ -18,8 +18,14 @@ class Host:
     The roots are parameters because tests hand in trees of their own. Whatever a kernel does not offer is None.
     """
 
-    def __init__(self, pid: int, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> None:
-        self.proc, self.pid = proc, pid
+    def __init__(
+        self,
+        pid: int,
+        proc: Path = Path("/proc"),
+        cgroups: Path = Path("/sys/fs/cgroup"),
+        interfaces: Path = Path("/sys/class/net"),
+    ) -> None:
+        self.proc, self.pid, self.interfaces = proc, pid, interfaces
         self.cgroup = _cgroup_of(proc / str(pid), cgroups)
         self.tick_s = 1 / os.sysconf("SC_CLK_TCK")
         self.page_b = os.sysconf("SC_PAGE_SIZE")
@@ -64,13 +70,12 @@ class Host:
             return float("inf")
 
     def _network(self) -> Row:
-        received = sent = 0
-        for line in (self.proc / "net/dev").read_text().splitlines()[2:]:
-            name, _, counts = line.partition(":")
-            if name.strip() != "lo":
-                fields = counts.split()
-                received, sent = received + int(fields[0]), sent + int(fields[8])
-        return {"net_rx_b": received, "net_tx_b": sent}
+        lines = (self.proc / "net/dev").read_text().splitlines()[2:]
+        counts = {name.strip(): fields.split() for name, _, fields in (line.partition(":") for line in lines)}
+        # A bond, a bridge and a VLAN, which have no hardware, count again what passes through interfaces that have.
+        real = [name for name in counts if (self.interfaces / name / "device").exists()]
+        used = [counts[name] for name in real or counts.keys() - {"lo"}]
+        return {"net_rx_b": sum(int(fields[0]) for fields in used), "net_tx_b": sum(int(fields[8]) for fields in used)}
 
     def _processes(self) -> Row:
         if time.monotonic() >= self.rescan_at:
@@ -142,7 +147,10 @@ class Host:
 
     def _shares(self) -> Row:
         """Bytes over network file systems, which the cgroup's io.stat does not see."""
-        amounts = [*_nfs(self.proc / "self/mountstats"), *_lustre(self.proc / "fs/lustre/llite")]
+        amounts = [
+            *_nfs(self.proc / "self/mountstats", self.proc / "self/mountinfo"),
+            *_lustre(self.proc / "fs/lustre/llite"),
+        ]
         if not amounts:
             return {}
         return {"fs_read_b": sum(read for read, _ in amounts), "fs_write_b": sum(written for _, written in amounts)}
@@ -236,14 +244,34 @@ def _io_stat(path: Path) -> tuple[int, int] | None:
     return read, written
 
 
-def _nfs(path: Path) -> list[tuple[int, int]]:
-    """Per NFS mount, bytes read from and written to the server: fields 5 and 6 of its `bytes:` line."""
+def _nfs(statistics: Path, mounts: Path) -> list[tuple[int, int]]:
+    """Per NFS file system, bytes read from and written to the server: fields 5 and 6 of its `bytes:` line.
+
+    All mounts of one file system show the same counters: they count once, by the device number that they share.
+    """
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = statistics.read_text(errors="replace").splitlines()
     except OSError:
         return []
-    rows = [line.split()[1:] for line in lines if line.lstrip().startswith("bytes:")]
-    return [(int(row[4]), int(row[5])) for row in rows if len(row) >= 6]
+    numbers = _device_numbers(mounts)
+    found: dict[str, tuple[int, int]] = {}
+    export = ""
+    for line in lines:
+        words = line.split()
+        if words[:1] == ["device"] and "on" in words[:-1]:
+            export = numbers.get(words[words.index("on") + 1], words[1])
+        elif words[:1] == ["bytes:"] and len(words) >= 7:
+            found[export] = (int(words[5]), int(words[6]))
+    return list(found.values())
+
+
+def _device_numbers(mounts: Path) -> dict[str, str]:
+    """Mount point -> major:minor."""
+    try:
+        rows = [line.split() for line in mounts.read_text(errors="replace").splitlines()]
+    except OSError:
+        return {}
+    return {row[4]: row[2] for row in rows if len(row) > 4}
 
 
 def _lustre(folder: Path) -> list[tuple[int, int]]:
