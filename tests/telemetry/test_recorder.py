@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from brickreel.config import Telemetry
-from brickreel.telemetry import recorder, recordings
+from brickreel.telemetry import digest, recorder, recordings
 from telemetry import nvml
 
 BURN = "import time\nwhile time.process_time() < {}: pass"
@@ -117,7 +117,7 @@ def test_after_a_kill_of_the_sampler_every_batch_is_readable(tmp_path):
 def test_gpus_are_recorded_by_every_second_sample_at_the_latest(tmp_path):
     library = nvml.build(tmp_path)
     script = nvml.script(tmp_path, "0 sm 0 80", "0 power 0 500", "1 sm 0 60", "1 power 0 500", "0 xid 0.2 79")
-    process = start(tmp_path, "time.sleep(1)", LD_LIBRARY_PATH=str(library), NVML_MOCK=str(script))
+    process = start(tmp_path, "time.sleep(2)", LD_LIBRARY_PATH=str(library), NVML_MOCK=str(script))
     assert process.wait(30) == 0
     found = recordings.read(only(tmp_path))
     assert found.gpus == ["gpu0", "gpu1"]
@@ -160,3 +160,20 @@ def test_a_name_with_hyphens_is_the_same_in_the_record_as_in_the_logs(tmp_path):
     path = only(tmp_path)
     assert path.name == "1-ip_10_0_0_1.parquet"
     assert recordings.read(path).node == "ip-10-0-0-1"
+
+
+def test_a_suspended_recorder_goes_on_in_its_own_file(tmp_path):
+    process = start(tmp_path, "time.sleep(60)")
+    path = tmp_path / "logs/telemetry/train/run/1-node7.arrow"
+    wait_for(lambda: has_a_sample(path))
+    sampler = sampler_of(tmp_path)
+    os.kill(sampler, signal.SIGSTOP)
+    os.utime(path, (0, time.time() - 3600))
+    digest.read_all(tmp_path / "logs/telemetry", [], settle=True)
+    assert path.exists()
+    os.kill(sampler, signal.SIGCONT)
+    process.kill()
+    killed_s = time.time()
+    process.wait()
+    wait_for(lambda: only(tmp_path).suffix == ".parquet")
+    assert recordings.read(only(tmp_path)).span_s[1] >= killed_s

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from brickreel.telemetry import recordings
+from brickreel.telemetry import digest, recordings
 from brickreel.telemetry.sampler import Stream
 
 NAN = float("nan")
@@ -178,3 +178,42 @@ def test_quantiles_are_numpys_and_columns_without_values_have_none():
     ):
         assert made[known] == pytest.approx(np.nanquantile(values[:, known], share, axis=0))
         assert np.isnan(made[2])
+
+
+def test_a_stream_that_its_recorder_still_holds_is_not_finished_however_long_it_was_silent(path):
+    """As of a suspended job: what it wrote on would go into a file that is no longer there."""
+    stream = Stream(path, {})
+    stream.add(100.0, 0.0, "", {})
+    stream.flush()
+    os.utime(path, (0, time.time() - 3600))
+    assert not recordings.ended(path)
+    assert recordings.settled(path) == path
+    assert path.exists()
+    stream.add(101.0, 1.0, "", {})
+    stream.close()
+    assert recordings.span_of(path)[:2] == (100.0, 101.0)
+    os.utime(path, (0, time.time() - 3600))
+    assert recordings.ended(path)
+
+
+def test_reading_finishes_nothing_unless_it_is_told_to(path):
+    write(path, closed=False)
+    os.utime(path, (0, time.time() - 3600))
+    folder = path.parents[2]
+    (found,) = digest.read_all(folder, [])
+    assert (found.ended, path.exists()) == (True, True)
+    digest.read_all(folder, [], settle=True)
+    assert [file.suffix for file in path.parent.iterdir()] == [".parquet"]
+
+
+def test_recordings_that_do_not_belong_do_not_stretch_the_time_axis(path):
+    write(path)
+    other = path.with_name("4-node1.arrow")
+    stream = Stream(other, {})
+    for second in (1e6, 1e6 + 5):
+        stream.add(second, second, "", {})
+    stream.close()
+    folder = path.parents[2]
+    both = digest.read_all(folder, [], belongs=lambda stage, part, span_s: span_s[0] < 1e6)
+    assert [(item.edges[0], round(item.edges[-1])) for item in both] == [(100.0, 104)] * 2
+    assert digest.read_all(folder, [])[0].edges[-1] > 1e6

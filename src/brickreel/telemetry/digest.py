@@ -1,7 +1,7 @@
 """Recordings reduced one after the other, so that a day of 64 nodes never stands in memory at once."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Digest:
     ports: list[dict[str, Any]]
     events: list[Event]
     edges: Array
-    """Unix times between which the series are averaged, common to all recordings of the part [columns + 1]."""
+    """Unix times between which the series are averaged, common to the part's recordings that belong [columns + 1]."""
     series: dict[tuple[str, str], Array]
     """(GPU, column) -> means [columns]; NaN where nothing was measured."""
     cores: Array
@@ -39,24 +39,38 @@ class Digest:
     clock_step_s: float
     """Disagreement of wall clock and monotonic clock."""
     has_cgroup: bool
+    ended: bool
+    """Whether nobody writes it any more."""
 
 
-def read_all(folder: Path, gaps: list[tuple[str, str]], only: tuple[str, str] | None = None) -> list[Digest]:
+Belongs = Callable[[str, str, tuple[float, float]], bool]
+"""Whether a recording of a stage and part, from one Unix time to another, counts."""
+
+
+def read_all(
+    folder: Path,
+    gaps: list[tuple[str, str]],
+    only: tuple[str, str] | None = None,
+    belongs: Belongs = lambda stage, part, span_s: True,
+    settle: bool = False,
+) -> list[Digest]:
     """Every readable recording below `folder`, or only of one (stage, part); `gaps` takes what cannot be read, and why.
 
-    The report does not report on itself.
+    The report does not report on itself. Recordings that do not belong are read too, and do not stretch the time axis
+    of those that do. With `settle` streams that a killed recorder has left are finished on the way.
     """
     parts: dict[tuple[str, str], list[tuple[Path, tuple[float, float, float]]]] = defaultdict(list)
     for path in recordings.paths(folder):
         stage, part = path.parent.parent.name, path.parent.name
         if stage == "report" or (only is not None and (stage, part) != only):
             continue
-        path = recordings.settled(path)
+        path = recordings.settled(path) if settle else path
         if (span := _try(recordings.span_of, path, folder, gaps)) is not None:
             parts[(stage, part)].append((path, span))
     found = []
-    for members in parts.values():
-        edges = edges_of([span for _, span in members])
+    for (stage, part), members in parts.items():
+        own = [span for _, span in members if belongs(stage, part, span[:2])]
+        edges = edges_of(own or [span for _, span in members])
         for path, _ in members:
             if (recording := _try(recordings.read, path, folder, gaps)) is not None:
                 found.append(digest(recording, edges))
@@ -103,6 +117,7 @@ def digest(recording: Recording, edges: Array) -> Digest:
         _cores(recording, edges),
         float(np.ptp(rows["time_s"] - rows["mono_s"])),
         bool((~np.isnan(rows["cgroup_cpu_s"])).any()),
+        recordings.ended(recording.path),
     )
 
 

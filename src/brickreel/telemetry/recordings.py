@@ -1,5 +1,6 @@
 """Recordings as arrays: reads what the sampler wrote, finished or cut off; rates, means and buckets of them."""
 
+import fcntl
 import json
 import time
 from collections.abc import Sequence
@@ -192,15 +193,29 @@ def _floats(column: pa.ChunkedArray, quantum: float | None) -> Array:
     return values if quantum is None else values * quantum
 
 
-def settled(path: Path) -> Path:
-    """The finished file of a stream whose recorder was killed; the same path while it runs, or where it is broken.
+def ended(path: Path) -> bool:
+    """Whether a recording has nobody left who writes it: it is finished, or its recorder was killed.
 
-    A stream grows every ten seconds: one that has not for ten minutes has nobody left to finish it.
+    A stream grows every ten seconds, and its recorder holds a lock on it: of a suspended job it is silent and locked.
+    Where the file system has no locks, or the file is another user's, a stream never counts as ended.
     """
+    if path.suffix == ".parquet":
+        return True
     try:
-        if path.suffix != ".arrow" or time.time() - path.stat().st_mtime < DEAD_AFTER_S:
-            return path
-        return finish(path)
+        if time.time() - path.stat().st_mtime < DEAD_AFTER_S:
+            return False
+        # Over NFS an exclusive lock needs a file that is open for writing.
+        with path.open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except OSError:
+        return False
+
+
+def settled(path: Path) -> Path:
+    """The finished file of a stream whose recorder was killed; the same path while it runs, or where it is broken."""
+    try:
+        return finish(path) if path.suffix == ".arrow" and ended(path) else path
     except (OSError, ValueError, pa.ArrowInvalid):
         return path
 
@@ -284,6 +299,12 @@ def highest(values: Array) -> float | None:
     """The highest reading; None when nothing was measured."""
     seen = values[~np.isnan(values)]
     return float(seen.max()) if len(seen) else None
+
+
+def lowest(values: Array) -> float | None:
+    """The lowest reading; None when nothing was measured."""
+    seen = values[~np.isnan(values)]
+    return float(seen.min()) if len(seen) else None
 
 
 def percentile(values: Array, share: float) -> float | None:

@@ -4,6 +4,7 @@ Writes an Arrow IPC stream in small batches: whatever was written before a kill 
 input closes, that is when the stage ends or dies.
 """
 
+import fcntl
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,9 @@ class Stream:
         metadata = {"brickreel.table": "telemetry", "brickreel.version": "1", **facts}
         self.schema = pa.schema(fields, metadata=metadata)
         self.sink = path.open("wb")
+        # Held until the end, also of a suspended process: a report finishes only streams that it can lock.
+        with suppress(OSError):
+            fcntl.flock(self.sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         self.writer = pa.ipc.new_stream(self.sink, self.schema, options=options)
         self.rows: list[dict[str, Any]] = []
