@@ -15,6 +15,7 @@ SLOW = {
     "of_windows": 10,
     "cost_hours": 2.0,
 }
+SLOW_NODE = {"node": "node1", "ranks": [2, 3], "of_ranks": 2, "slower_pct": 20.0, "cost_hours": 6.0}
 CLEAN = summaries.run()["time_pct"]
 
 # Rule -> (summary that fires it, words that must stand in claim or next step)
@@ -36,6 +37,7 @@ FIRING = {
     ),
     "checkpoint": (summary(run(time_pct=CLEAN | {"checkpoint": 6.0})), ["6.0 %", "checkpoint_every"]),
     "redone": (summary(run(time_pct=CLEAN | {"redone": 12.0})), ["12.0 %", "checkpoint_every"]),
+    "skipped": (summary(run(time_pct=CLEAN | {"skipped": 8.0})), ["8.0 %", "skipped", "lr"]),
     "start-up": (summary(run(time_pct=CLEAN | {"init": 30.0})), ["30.0 %"]),
     "unexplained": (summary(run(time_pct=CLEAN | {"unknown": 8.0})), ["8.0 %"]),
     "memory headroom": (
@@ -78,7 +80,7 @@ def test_a_rule_fires_with_evidence_and_a_next_step(name):
         {"data_wait_pct": 1.9, "time_pct": CLEAN | {"data": 1.9}},
         {"gpu_devices": devices(throttle_power_pct=49.0)},
         {"gpu_devices": devices(throttle_hw_pct=0.1)},
-        {"time_pct": CLEAN | {"checkpoint": 3.0, "redone": 5.0, "init": 10.0, "unknown": 5.0}},
+        {"time_pct": CLEAN | {"checkpoint": 3.0, "redone": 5.0, "skipped": 1.0, "init": 10.0, "unknown": 5.0}},
         {"ports": [PORT, PORT | {"tx_gb_s": 21.0}]},
         {"ports": [PORT, PORT | {"port": "mlx5_9/1", "line_rate_gb_s": 200.0, "tx_gb_s": 0.1}]},
         {"gpu_devices": [gpu | {"tensor_pct": None} for gpu in devices()]},
@@ -110,7 +112,7 @@ def test_a_slow_rank_names_what_its_gpu_shows():
         for item in findings.find(summary(run(stragglers=[SLOW], gpu_devices=gpus)))
         if item["rule"] == "straggler"
     )
-    assert "1,395 MHz, that of its peers 1,755 MHz" in claim
+    assert "Gpu1 of its node: the SM clock is 1,395 MHz, that of its peers 1,755 MHz" in claim
     assert "slowed by hardware for heat for 20.0 %" in claim
 
 
@@ -154,3 +156,65 @@ def test_a_preflight_that_blames_no_node_excludes_none():
     (item,) = findings.find(summary(run(preflight={"exclude": [], "checks": checks})))
     assert item["claim"] == "run: preflight failed: all_reduce 1 MiB, and 1 more."
     assert "exclude" not in item["do"]
+
+
+def test_a_slow_node_is_one_finding_and_its_ranks_are_none():
+    ranks = [SLOW | {"rank": rank, "node": "node1", "local_index": rank - 2, "cost_hours": 3.0} for rank in (2, 3)]
+    (item,) = findings.find(summary(run(stragglers=ranks, slow_nodes=[SLOW_NODE])))
+    assert (
+        "2 of the 2 ranks of node1 are slow: their own work takes 20.0 % longer than that of other nodes"
+        in item["claim"]
+    )
+    assert (item["cost_hours"], item["do"].endswith("--exclude=node1")) == (6.0, True)
+
+
+def test_a_slow_node_that_costs_nothing_is_not_worth_a_sentence():
+    assert findings.find(summary(run(slow_nodes=[SLOW_NODE | {"cost_hours": 0.03}]))) == []
+
+
+def test_the_gpu_that_shows_something_is_named_whichever_rank_it_served():
+    """GPUs 4 to 7 were allotted: the rank's index on the node is not NVML's."""
+    gpus = [summaries.GPU | {"device": f"gpu{index}"} for index in range(4, 8)]
+    gpus[0] |= {"throttle_hw_pct": 90.0}
+    claims = [item["claim"] for item in findings.find(summary(run(stragglers=[SLOW], gpu_devices=gpus)))]
+    assert any("Gpu4 of its node: slowed by hardware for heat for 90.0 %" in claim for claim in claims)
+
+
+def test_gpus_that_show_nothing_and_gpus_that_were_not_recorded_are_told_apart():
+    clean = findings.find(summary(run(stragglers=[SLOW])))[0]["claim"]
+    assert clean.endswith("No throttling or error was recorded on the GPUs of its node.")
+    unseen = findings.find(summary(run(stragglers=[SLOW], gpu_devices=[])))[0]["claim"]
+    assert unseen.endswith("What slows it is not known: throttling of its node's GPUs was not measured.")
+    nowhere = findings.find(summary(run(stragglers=[SLOW], hosts=[])))[0]["claim"]
+    assert nowhere.endswith("What slows it is not known: its node was not recorded.")
+
+
+def test_skipped_steps_are_not_called_computed_again():
+    (item,) = findings.find(summary(run(time_pct=CLEAN | {"skipped": 8.0})))
+    assert "again" not in item["claim"]
+    assert "checkpoint" not in item["do"]
+
+
+def test_hours_are_those_of_the_run_that_lost_them():
+    idle = run("idle", gpu_hours=None, rank_hours=0.0)
+    slow = run("slow", data_wait_pct=9.0, time_pct=CLEAN | {"data": 9.0, "redone": 9.0}, stragglers=[SLOW])
+    found = findings.find(summary(idle, slow))
+    assert [item["cost_unit"] for item in found] == ["GPU-hours"] * 3
+    cpu = run("cpu", gpu_hours=None, data_wait_pct=9.0, time_pct=CLEAN | {"data": 9.0})
+    assert findings.find(summary(cpu))[0]["cost_unit"] == "rank-hours"
+
+
+def test_a_link_that_lost_a_part_of_its_rate_is_a_finding():
+    (item,) = findings.find(summary(run(ports=[PORT | {"line_rate_lowest_gb_s": 100.0}, PORT])))
+    assert "its line rate changed during the run, down to 100 of 400 Gb/s" in item["claim"]
+
+
+def test_a_node_that_was_not_recorded_is_a_finding():
+    hosts = [summaries.HOST, summaries.HOST | {"node": "node1", "cores_mean": None, "recorded_hours": 1.0}]
+    (item,) = findings.find(summary(run(hosts=hosts)))
+    assert (item["rule"], "9 node-hours were not recorded, of node1" in item["claim"]) == ("coverage", True)
+
+
+def test_cores_that_were_used_for_a_moment_are_not_denied():
+    (item,) = findings.find(summary(stages=[STAGE | {"cores_allowed": 32.0, "cores_p99": 5.0}]))
+    assert item["claim"] == "analyze: of 32 cores it used at most 5.0 for 99 % of the time."

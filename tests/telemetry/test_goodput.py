@@ -6,8 +6,8 @@ from brickreel.telemetry import goodput, steps
 from telemetry.logs import attempt, write_steps
 
 
-def attempts(folder, log, seen=None):
-    return goodput.attempts_of(log, steps.read(folder, []), seen)
+def attempts(folder, log, seen=None, saved_step=None):
+    return goodput.attempts_of(log, steps.read(folder, []), seen, saved_step)
 
 
 def test_every_second_belongs_to_one_cause(tmp_path):
@@ -57,7 +57,37 @@ def test_steps_computed_again_are_lost_in_the_earlier_attempt(tmp_path):
 def test_a_skipped_step_trained_nothing(tmp_path):
     write_steps(tmp_path, 0, 0, [1, 2, 3, 4], skipped=[False, True, False, False])
     (one,) = attempts(tmp_path, attempt(0, 0.0, 4.0))
-    assert goodput.causes(one)["redone"] == pytest.approx(1)
+    seconds = goodput.causes(one)
+    assert seconds["skipped"] == pytest.approx(1)
+    assert seconds["redone"] == 0, "nothing was computed again"
+    assert seconds["goodput"] == pytest.approx(3)
+
+
+def test_steps_after_the_last_checkpoint_are_lost_with_a_dead_run(tmp_path):
+    write_steps(tmp_path, 0, 0, [1, 2, 3, 4])
+    write_steps(tmp_path, 1, 0, [4, 5, 6], start_s=10.0)
+    log = attempt(0, 0.0, 4.0) + attempt(1, 10.0, 13.0, outcome="failed")
+    first, second = attempts(tmp_path, log, saved_step=4)
+    assert (first.kept.tolist(), second.kept.tolist()) == ([True, True, True, False], [True, False, False])
+    assert goodput.causes(second)["redone"] == pytest.approx(2)
+
+
+def test_communication_that_no_backend_could_tell_is_not_measured_and_within_goodput(tmp_path):
+    for rank in range(2):
+        write_steps(tmp_path, 0, rank, [1, 2], comm_s=None)
+        write_steps(tmp_path, 1, rank, [3, 4], start_s=2.0, comm_s=0.25)
+    told, untold = attempt(1, 2.0, 4.0, ranks=2), attempt(0, 0.0, 2.0, ranks=2)
+    both = attempts(tmp_path, untold + told)
+    assert goodput.shares(both[1:])["comm_exposed"] == pytest.approx(25)
+    for some in (both[:1], both):
+        shares = goodput.shares(some)
+        assert shares["comm_exposed"] is None
+        assert shares["goodput"] == pytest.approx(100)
+
+
+def test_a_single_rank_has_no_communication_to_measure(tmp_path):
+    write_steps(tmp_path, 0, 0, [1, 2], comm_s=None)
+    assert goodput.shares(attempts(tmp_path, attempt(0, 0.0, 2.0)))["comm_exposed"] == 0
 
 
 def test_an_attempt_weighs_as_much_as_it_had_gpus(tmp_path):

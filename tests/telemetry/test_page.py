@@ -1,6 +1,7 @@
 """The page: every number is the summary's, no word of a file becomes markup, and nothing is fetched."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from brickreel import config
 from brickreel.stages import report
-from brickreel.telemetry.render import svg
+from brickreel.telemetry.render import scores, svg
 from brickreel.telemetry.render.numbers import Numbers, plain
 from telemetry import fleet, rich_project
 
@@ -151,6 +152,7 @@ def test_money_energy_and_carbon_follow_the_sites_prices(summary):
 def test_the_slow_rank_is_found_and_its_gpu_accused(summary):
     finding = next(item for item in summary["findings"] if item["rule"] == "straggler")
     assert "rank 3 (node001, process 1 there)" in finding["claim"]
+    assert "Gpu1 of its node" in finding["claim"]
     assert "1,395 MHz" in finding["claim"]
 
 
@@ -247,3 +249,138 @@ def test_a_few_hours_are_told_in_minutes():
     assert "12.5</span>" in numbers.hours("long", "GPU-hours")
     assert "GPU-hours" in numbers.hours("zero", "GPU-hours")
     assert "not measured" in numbers.hours("none", "GPU-hours")
+
+
+def told(folder, monkeypatch, capsys, *runs):
+    """The page of a project as plain text, the terminal's text and the summary; all numbers are the summary's."""
+    monkeypatch.chdir(folder)
+    report.run(config.load(str(fleet.configuration(folder, *runs))))
+    tree = json.loads((folder / "results/report/summary.json").read_text())
+    jsonschema.validate(tree, json.loads(SCHEMA.read_text()))
+    shown = Page((folder / "results/report/index.html").read_text())
+    test_every_number_on_the_page_is_the_summarys(shown, tree)
+    said = capsys.readouterr().out
+    assert max(len(line) for line in said.splitlines()) <= 80
+    return re.sub(r"\s+", " ", "".join(shown.texts)), said, tree
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Four GPUs of two nodes for half an hour."""
+    fleet.write_run(tmp_path, nodes=2, gpus=2, hours=0.5, step_s=5.0, finished=True)
+    return tmp_path
+
+
+def rewrite(folder, pattern, replacement):
+    for path in folder.glob("*.jsonl"):
+        path.write_text(re.sub(pattern, replacement, path.read_text()))
+
+
+def test_what_a_backend_cannot_tell_is_said_and_never_zero(project, monkeypatch, capsys):
+    rewrite(project / "results/train/big/steps", r'"(comm_s|local_s)": [^,]*', r'"\1": null')
+    page, said, tree = told(project, monkeypatch, capsys, "big")
+    run = tree["runs"][0]
+    assert run["time_pct"]["comm_exposed"] is run["attempts"][0]["seconds"]["comm_exposed"] is None
+    assert sum(share for share in run["time_pct"].values() if share is not None) == pytest.approx(100)
+    assert run["slow_ranks_missing"] == "not measured with this backend"
+    assert "trained the model, communication that was not measured included" in page
+    assert "exposed communication included: it was not measured" in page
+    assert "Slow ranksnot measured with this backend" in page.replace("ranks ", "ranks")
+    assert "a rank's own work cannot be told from waiting for its peers" in page
+    assert "Waiting in collectives" not in page
+    assert re.search(r"lost: exposed communication +not measured \(within goodput\)", said)
+    assert re.search(r"slow ranks +not measured with this backend", said)
+    gaps = {gap["what"] for gap in tree["gaps"]}
+    assert {"big: exposed communication", "big: slow ranks"} <= gaps
+
+
+def test_communication_alone_may_be_unknown(project, monkeypatch, capsys):
+    rewrite(project / "results/train/big/steps", r'"comm_s": [^,]*', '"comm_s": null')
+    page, _, tree = told(project, monkeypatch, capsys, "big")
+    assert tree["runs"][0]["slow_ranks_missing"] is None
+    assert "Slow ranksnone found" in page.replace("ranks ", "ranks")
+
+
+def test_a_node_without_a_recording_is_a_gap_and_energy_says_of_what_it_is(project, monkeypatch, capsys):
+    monkeypatch.setenv("BRICKREEL_KG_CO2_PER_KWH", "0.4")
+    (project / "logs/telemetry/train/big/1-node001.parquet").unlink()
+    page, said, tree = told(project, monkeypatch, capsys, "big")
+    run = tree["runs"][0]
+    assert run["energy"]["recorded_pct"] == pytest.approx(50)
+    assert run["energy"]["joule_per_clip"] is None
+    assert "of 50.0 % of the GPU time" in page
+    assert "kWh of 50.0 % of the GPU time" in said
+    assert re.search(r"^  node001 +not recorded$", said, re.M)
+    assert [host["recorded_hours"] for host in run["hosts"]] == [0.5, 0]
+    (gap,) = [gap for gap in tree["gaps"] if gap["what"] == "big: node node001"]
+    assert gap["why"].startswith("recorded 0 of 0.5 hours")
+    assert [item["rule"] for item in tree["findings"]] == ["coverage"]
+
+
+def test_a_failed_run_lost_what_no_checkpoint_holds(project, monkeypatch, capsys):
+    log = project / "results/train/big/attempts.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows[1] |= {"outcome": "failed", "reason": "CUDA error"}
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (project / "results/train/big/checkpoints/step-00000100").mkdir(parents=True)
+    page, _, tree = told(project, monkeypatch, capsys, "big")
+    run = tree["runs"][0]
+    assert (run["steps_kept"], run["steps_unsaved"]) == (100, 0)
+    assert run["attempts"][0]["steps_redone"] == run["steps_computed"] - 100
+    assert run["time_pct"]["goodput"] < 30
+    assert "the largest other part went into redone or lost steps" in page
+
+
+def test_a_run_that_may_still_live_says_what_it_would_lose(tmp_path, monkeypatch, capsys):
+    fleet.write_run(tmp_path, nodes=1, gpus=2, hours=0.1, step_s=5.0)
+    log = tmp_path / "results/train/big/attempts.jsonl"
+    log.write_text(log.read_text().splitlines()[0] + "\n")
+    page, said, tree = told(tmp_path, monkeypatch, capsys, "big")
+    run = tree["runs"][0]
+    assert run["steps_unsaved"] == run["steps_kept"] == run["steps_computed"] > 0
+    assert f"{run['steps_unsaved']} steps not yet in a checkpoint" in page
+    assert f"{run['steps_unsaved']} steps not yet in a checkpoint" in said
+
+
+def test_a_slow_node_is_told_as_one(tmp_path, monkeypatch, capsys):
+    fleet.write_run(tmp_path, nodes=4, gpus=2, hours=0.5, step_s=5.0, finished=True)
+    steps = tmp_path / "results/train/big/steps"
+    for rank in (2, 3):
+        path = steps / f"0-{rank}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row | {"local_s": 1.2 * row["local_s"]}) + "\n" for row in rows))
+    page, said, tree = told(tmp_path, monkeypatch, capsys, "big")
+    (item,) = [item for item in tree["findings"] if item["rule"] == "straggler"]
+    assert "2 of the 2 ranks of node001 are slow" in item["claim"]
+    assert "; the slow node node001 cost" in page
+    assert "Slow nodenode001" in page.replace("node ", "node")
+    assert re.search(r"Cost \S+ GPU-(hours|minutes)", said)
+
+
+def test_hours_lost_by_a_run_with_gpus_are_gpu_hours_also_beside_one_that_never_began(tmp_path, monkeypatch, capsys):
+    fleet.write_run(tmp_path, nodes=2, gpus=2, hours=0.5, step_s=5.0, slow_rank=1, slower=1.1, finished=True)
+    page, _, _ = told(tmp_path, monkeypatch, capsys, "first", "big")
+    assert re.search(r"Cost: \S+ GPU-minutes", page.replace("\u202f", " "))
+    assert "rank-" not in page[page.index("Findings") : page.index("Rule: straggler")]
+
+
+def test_the_report_for_the_terminal_finishes_no_recording(tmp_path, monkeypatch):
+    fleet.write_run(tmp_path, nodes=1, gpus=1, hours=0.05, step_s=5.0)
+    path = tmp_path / "logs/telemetry/train/big/1-node000.arrow"
+    os.utime(path, (0, 0))
+    monkeypatch.chdir(tmp_path)
+    settings = config.load(str(fleet.configuration(tmp_path, "big")))
+    report.run(settings, text_only=True)
+    assert path.exists()
+    report.run(settings)
+    assert not path.exists()
+
+
+def test_why_the_held_out_clips_cannot_be_compared_stands_beside_their_value():
+    score = {"name": "frechet_distance", "conditional": True, "length": 1, "value": 7.0, "unit": "", "better": "lower"}
+    run = {
+        "scores": [score | {"step": 10, "weights": "ema", "reason": None}],
+        "ceiling": [score | {"step": None, "weights": "held-out", "reason": "of 8 clips, the samples' of 32"}],
+    }
+    (row,) = scores.tables(run)[0].rows
+    assert row.reason == "held-out clips: of 8 clips, the samples' of 32"

@@ -109,3 +109,46 @@ def test_a_slow_rank_loses_more_than_chance():
 
 def test_one_rank_waits_for_nobody():
     assert stragglers.wait_for_slowest_pct(simulated(0, ranks=1)) == (None, None)
+
+
+def node_of(attempts, slow, factor, nodes=4):
+    """The same attempts with a node's ranks slowed, and each rank's node named."""
+    (one,) = attempts
+    ranks = one.log.ranks
+    one.nodes = tuple(f"node{rank * nodes // ranks}" for rank in range(ranks))
+    one.log.by_rank["local_s"][:, slow] *= factor
+    return attempts
+
+
+def test_a_whole_node_that_is_slow_costs_what_the_steps_would_have_been_shorter():
+    attempts = node_of(simulated(0, steps=400), list(range(8, 16)), 1.2)
+    local = attempts[0].log.by_rank["local_s"]
+    found = stragglers.find(attempts)
+    assert sorted(item.rank for item in found) == list(range(8, 16))
+    others = np.delete(local, range(8, 16), axis=1).max(axis=1)
+    saved = np.maximum(local.max(axis=1) - others, 0).sum() * RANKS
+    assert sum(item.cost_rank_s for item in found) == pytest.approx(saved)
+    (node,) = stragglers.slow_nodes(found)
+    assert (node.node, node.ranks, node.of_ranks) == ("node1", list(range(8, 16)), 8)
+    assert node.cost_rank_s == pytest.approx(saved)
+    assert node.slower_pct == pytest.approx(20, abs=0.5)
+
+
+def test_two_slow_ranks_share_the_cost_by_how_far_each_was_behind():
+    attempts = node_of(simulated(0, steps=200, ranks=8), [], 1)
+    local = attempts[0].log.by_rank["local_s"]
+    local[:] = 1.0
+    local[:, 2], local[:, 5] = 1.6, 1.2
+    cost = {item.rank: item.cost_rank_s for item in stragglers.find(attempts)}
+    assert cost == {2: pytest.approx(0.6 * 8 * 200 * 3 / 4), 5: pytest.approx(0.6 * 8 * 200 / 4)}
+
+
+def test_a_node_with_a_few_slow_ranks_is_not_a_slow_node():
+    assert stragglers.slow_nodes(stragglers.find(node_of(simulated(0, steps=400), [8, 9], 1.2))) == []
+
+
+def test_where_own_work_was_not_measured_nobody_is_slow():
+    attempts = simulated(0, slow=3, factor=1.5, steps=400, ranks=4)
+    attempts[0].log.by_rank["local_s"][:] = np.nan
+    assert stragglers.find(attempts) == []
+    assert stragglers.wait_for_slowest_pct(attempts) == (None, None)

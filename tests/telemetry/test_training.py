@@ -1,18 +1,19 @@
 """Which recording belongs to which attempt of a run."""
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from brickreel.telemetry import training
+from brickreel.telemetry.project import RunFiles
 from brickreel.telemetry.steps import Steps
 from telemetry.logs import attempt
 
 
 def seen(log, *spans):
-    run = SimpleNamespace(attempts=log, steps={})
-    found = training.attempts_of(run, [SimpleNamespace(span_s=span) for span in spans])
+    found = training.attempts_of(RunFiles("run", attempts=log), [SimpleNamespace(span_s=span) for span in spans])
     return [(one.start_s, one.end_s) for one in found]
 
 
@@ -55,3 +56,63 @@ def test_an_attempt_that_was_cut_off_lived_until_its_last_step():
     run = SimpleNamespace(attempts=attempt(0, 100.0, None), steps={0: steps})
     assert training.attempt_of(run, (399.0, 420.0)) == 0
     assert training.attempt_of(run, (410.0, 420.0)) is None
+
+
+def written(log, last_step_s, checkpoints=(2,), ended=True, **more):
+    """A run of six steps with these checkpoints, and one recording of its last attempt."""
+    steps = Steps(np.arange(1, 7), 1, skipped=np.zeros(6, bool))
+    steps.by_rank |= {name: np.zeros((6, 1)) for name in steps.by_rank}
+    steps.by_rank["time_s"] = (last_step_s + np.arange(-5.0, 1.0))[:, None]
+    run = RunFiles("run", attempts=log, steps={0: steps}, checkpoints=list(checkpoints), **more)
+    begin = log[-1]["time_s"] if log[-1]["event"] == "start" else log[0]["time_s"]
+    attempts = training.attempts_of(run, [SimpleNamespace(span_s=(begin, last_step_s), ended=ended)])
+    return [int(one.kept.sum()) for one in attempts], training._unsaved(attempts, training.saved_step(run))
+
+
+@pytest.mark.parametrize("outcome", ["failed", "dropped"])
+def test_a_run_that_ended_without_finishing_keeps_what_lies_in_a_checkpoint(outcome):
+    assert written(attempt(0, 100.0, 200.0, outcome=outcome), 190.0) == ([2], 0)
+    assert written(attempt(0, 100.0, 200.0, outcome=outcome), 190.0, final_step=5) == ([5], 0)
+
+
+def test_a_run_that_finished_keeps_all_also_without_its_checkpoints():
+    assert written(attempt(0, 100.0, 200.0), 190.0, checkpoints=()) == ([6], 0)
+
+
+def test_a_run_without_an_end_is_dead_when_its_recorders_have_ended_and_no_step_comes():
+    long_ago = time.time() - 3600
+    log = attempt(0, long_ago - 100, None)
+    assert written(log, long_ago) == ([2], 0)
+    assert written(log, long_ago, ended=False) == ([6], 4), "suspended, perhaps"
+    just_now = time.time() - 5
+    assert written(attempt(0, just_now - 100, None), just_now) == ([6], 4), "its recorder alone was killed, perhaps"
+
+
+def test_while_the_next_attempt_starts_up_the_steps_of_the_dead_one_are_lost():
+    now = time.time()
+    log = attempt(0, now - 200, now - 100, outcome="failed") + attempt(1, now - 50, None)
+    assert written(log, now - 110, ended=False) == ([2, 0], 0)
+
+
+def test_nodes_are_held_by_every_attempt_that_names_them():
+    log = attempt(0, 100.0, 200.0, ranks=2) + [row | {"nodes": ["a", "b"]} for row in attempt(1, 300.0, 350.0, ranks=2)]
+    held = training.allotted_s(training.attempts_of(RunFiles("run", attempts=log), []))
+    assert held == {"node0": 100, "a": 50, "b": 50}
+
+
+def test_what_depends_on_energy_says_of_how_much_of_the_gpu_time_it_is():
+    gpu = {"energy_j": 3.6e6, "energy_s": 1800.0}
+    half = training._energy([gpu], 1.0, {}, 10)
+    assert (half["kwh"], half["recorded_pct"], half["joule_per_clip"]) == (1, 50, None)
+    whole = training._energy([gpu, gpu], 1.0, {}, 10)
+    assert (whole["recorded_pct"], whole["joule_per_clip"]) == (100, 7.2e5)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "steps", "local_s", "why"),
+    [(1, 100, 1.0, "a single rank"), (2, 100, np.nan, training.NOT_TOLD), (2, 30, 1.0, "too few steps to tell"),
+     (2, 100, 1.0, None)],
+)  # fmt: skip
+def test_why_slow_ranks_were_not_looked_for_is_said(ranks, steps, local_s, why):
+    log = Steps(np.arange(steps), ranks, {"local_s": np.full((steps, ranks), local_s)})
+    assert training._slow_ranks_missing([SimpleNamespace(log=log, steps=log.number, durations=log.by_rank)]) == why

@@ -164,3 +164,57 @@ def test_of_two_attempts_on_a_node_the_later_one_counts_where_they_overlap():
 def test_reading_a_day_of_a_node_twice_gives_the_same(tmp_path):
     assert digest.read_all(tmp_path / "none", []) == []
     assert recordings.paths(tmp_path) == []
+
+
+def shard(job_id, attempt, seconds=11, start=0, node="node0"):
+    """A recording whose cgroup used four cores, wrote 100 bytes a second and lost a process to the memory limit."""
+    ticks = np.arange(seconds, dtype=float)
+    rows = device(columns.HOST, seconds, tree_cpu_s=ticks, cgroup_cpu_s=4 * ticks, cgroup_write_b=100 * ticks,
+                  cgroup_read_b=0 * ticks, cgroup_oom_kills=np.minimum(ticks, 1),
+                  allowed_cores=np.full(seconds, 4))  # fmt: skip
+    rows["time_s"] = rows["time_s"] + start
+    return digest.digest(recording(node, attempt, job_id=job_id, host=rows), np.array([1000, 2000.0]))
+
+
+def test_parts_side_by_side_in_one_job_share_its_cgroup():
+    stage = usage.stage("train", [shard("7", number) for number in range(4)])
+    assert stage["cpu_core_hours"] == pytest.approx(4 * 10 / 3600)
+    assert (stage["cores_mean"], stage["cores_allowed"]) == (pytest.approx(4), 4)
+    assert stage["cpu_use_pct"] == pytest.approx(100)
+    assert stage["write_gib"] == pytest.approx(1000 / 2**30)
+    assert stage["oom_kills"] == 1
+
+
+def test_jobs_of_their_own_and_parts_one_after_the_other_are_added_up():
+    apart = usage.stage("train", [shard("7", 1), shard("8", 2), shard("7", 3, node="node1")])
+    assert apart["cpu_core_hours"] == pytest.approx(3 * 4 * 10 / 3600)
+    after = usage.stage("train", [shard("7", 1), shard("7", 2, start=100)])
+    assert after["cpu_core_hours"] == pytest.approx(2 * 4 * 10 / 3600)
+    assert after["oom_kills"] == 2
+
+
+def test_processes_side_by_side_outside_slurm_are_added_up():
+    assert usage.stage("train", [shard("", 1), shard("", 2)])["cpu_core_hours"] == pytest.approx(2 * 10 / 3600)
+
+
+def test_a_node_without_a_recording_has_a_row_and_one_that_stopped_says_so():
+    edges = np.array([1000, 1011.0])
+    rows = usage.nodes([digest.digest(recording("a"), edges)], {"a": 40.0, "b": 40.0})
+    told = [(row["node"], row["coverage_pct"], row["recorded_hours"], row["of_hours"]) for row in rows]
+    assert told == [("a", pytest.approx(25), 10 / 3600, 40 / 3600), ("b", 0, 0, 40 / 3600)]
+    assert [usage.is_short(row) for row in rows] == [True, True]
+    assert rows[1]["cores_mean"] is None, "never 0"
+    (whole,) = usage.nodes([digest.digest(recording("a"), edges)], {"a": 20.0})
+    assert not usage.is_short(whole), "the last batch of a running job is not written yet"
+
+
+def test_energy_is_that_of_the_time_between_its_readings():
+    gpu = device(columns.GPU, gpu_energy_j=[0, 600, 1200, *[NAN] * 8])
+    found = usage.gpu(recording(gpu0=gpu), "gpu0")
+    assert (found["energy_j"], found["energy_s"], found["wall_s"]) == (1200, 2, 10)
+
+
+def test_the_lowest_line_rate_of_a_port_is_kept():
+    rates = np.where(np.arange(11) < 3, 400.0, 100.0)
+    found = usage.port(recording(**{"mlx5_0/1": device(columns.INFINIBAND, ib_rate_gb_s=rates)}), "mlx5_0/1")
+    assert (found["line_rate_gb_s"], found["line_rate_lowest_gb_s"]) == (400, 100)

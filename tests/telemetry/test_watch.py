@@ -148,3 +148,9 @@ def test_a_run_that_is_not_here_is_a_sentence(folder):
 )
 def test_durations_are_for_people(seconds, said):
     assert watch.duration(seconds) == said
+
+
+def test_without_a_measure_of_own_work_nobody_is_said_to_keep_pace():
+    row = {"rank": 0, "node": "node0", "behind": 0, "slower_pct": None}
+    state = live.State("run", ranks=[row, row | {"rank": 1}], attempt={"attempt": 0})
+    assert "all 2 ranks are at the same step; slow ranks: not measured with this backend" in shown(state)

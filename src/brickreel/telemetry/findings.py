@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
+from brickreel.telemetry import signs, usage
+from brickreel.telemetry.signs import THROTTLE_WORDS, THROTTLED_PCT
+
 Severity = Literal["error", "warning", "note"]
 ORDER = {"error": 0, "warning": 1, "note": 2}
 
 LEAST_COST_HOURS = 1 / 60
 """What cost less than a minute of one GPU or rank is not worth a sentence."""
 LEAST_SHARE = 0.001
-"""A slow rank that cost less of the run's time is not worth one either."""
+"""A slow rank or node that cost less of the run's time is not worth one either."""
+MOST_SIGNS = 3
 LEAST_STAGE_S = 60.0
 """CPU and memory requests of shorter stages are not judged."""
 
@@ -30,6 +34,8 @@ class Finding(NamedTuple):
     """Anchor of the section that shows it."""
     severity: Severity | None = None
     """Overrules the rule's own."""
+    cost_unit: str | None = None
+    """GPU-hours, or rank-hours of a run without GPUs."""
 
 
 class Rule(NamedTuple):
@@ -54,6 +60,7 @@ def find(summary: dict[str, Any]) -> list[dict[str, Any]]:
                     "evidence": finding.evidence,
                     "threshold": rule.threshold,
                     "cost_hours": finding.cost_hours,
+                    "cost_unit": finding.cost_unit,
                     "do": finding.do,
                     "where": finding.where,
                 }
@@ -62,76 +69,36 @@ def find(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def straggler(summary: dict[str, Any]) -> Iterator[Finding]:
-    """A rank whose own work takes longer than its peers'."""
+    """Nodes and ranks whose own work takes longer than their peers'."""
     for run in summary["runs"]:
+        worth_hours = LEAST_SHARE * (run["gpu_hours"] or run["rank_hours"] or 0.0)
+        whole = {item["node"]: item for item in run["slow_nodes"]}
+        for node, item in whole.items():
+            if item["cost_hours"] >= worth_hours:
+                who = f"{len(item['ranks'])} of the {item['of_ranks']} ranks of {node} are slow: their"
+                yield _slow(run, who, item, {"ranks": item["ranks"], "of_ranks": item["of_ranks"]})
         for item in run["stragglers"]:
-            if item["cost_hours"] < LEAST_SHARE * (run["gpu_hours"] or run["rank_hours"] or 0.0):
-                continue
-            place = f" ({item['node']}, process {item['local_index']} there)" if item["node"] else ""
-            evidence = {key: item[key] for key in ("slower_pct", "windows", "of_windows")}
-            evidence |= _cause(run, item)
-            cause = "; ".join(evidence["signs"]) if evidence["signs"] else "no throttling or error was recorded there"
-            yield Finding(
-                f"{run['run']}: rank {item['rank']}{place} is slow: its own work takes "
-                f"{item['slower_pct']:.1f} % longer than its peers'. {cause[0].upper()}{cause[1:]}.",
-                evidence,
-                item["cost_hours"],
-                f"brickreel preflight --run {run['run']}   # or exclude the node: --exclude={item['node']}"
-                if item["node"]
-                else f"brickreel preflight --run {run['run']}",
-                f"ranks-{run['run']}",
-            )
+            if item["node"] not in whole and item["cost_hours"] >= worth_hours:
+                place = f" ({item['node']}, process {item['local_index']} there)" if item["node"] else ""
+                who = f"rank {item['rank']}{place} is slow: its"
+                yield _slow(run, who, item, {key: item[key] for key in ("windows", "of_windows")})
 
 
-def _cause(run: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
-    """What the telemetry of the slow rank's GPU and node says against its peers."""
-    signs: list[str] = []
-    devices = run["gpu_devices"]
-    own = [gpu for gpu in devices if (gpu["node"], gpu["device"]) == (item["node"], f"gpu{item['local_index']}")]
-    for gpu in own:
-        others = [peer["sm_mhz"] for peer in devices if peer is not gpu and peer["sm_mhz"] is not None]
-        if gpu["sm_mhz"] is not None and others and gpu["sm_mhz"] < 0.97 * median(others):
-            signs.append(f"its SM clock is {gpu['sm_mhz']:,.0f} MHz, that of its peers {median(others):,.0f} MHz")
-        for cause in ("thermal", "hw", "brake", "power"):
-            share = gpu[f"throttle_{cause}_pct"]
-            if share is not None and share > THROTTLED_PCT.get(cause, 0.1):
-                signs.append(f"{THROTTLE_WORDS[cause]} for {share:.1f} % of the time")
-    hosts = {host["node"]: host for host in run["hosts"]}
-    if item["node"] in hosts:
-        signs += _host_signs(hosts[item["node"]], [host for host in hosts.values() if host["node"] != item["node"]])
-    return {"signs": signs}
-
-
-def _host_signs(own: dict[str, Any], peers: list[dict[str, Any]]) -> list[str]:
-    signs = []
-    for name, text in (
-        ("throttled_pct", "its cgroup was throttled for {:.1f} % of the time"),
-        ("run_delay_pct", "its processes waited for a core for {:.1f} % of the time"),
-    ):
-        known = [peer[name] for peer in peers if peer[name] is not None]
-        if own[name] is not None and known and own[name] > median(known) + MORE_PCT:
-            signs.append(text.format(own[name]) + f", those of its peers {median(known):.1f} %")
-    waited = own["run_delay_pct"]
-    if not signs and waited is not None and waited > CROWDED_PCT:
-        also = "; so did those of other nodes" if peers else ""
-        signs.append(f"the processes of its node waited for a core for {waited:.1f} % of the time{also}")
-    known = [peer["cores_mean"] for peer in peers if peer["cores_mean"] is not None]
-    if own["cores_mean"] is not None and known and own["cores_mean"] < 0.9 * median(known):
-        signs.append(f"its processes got {own['cores_mean']:.2f} cores, those of its peers {median(known):.2f}")
-    return signs
-
-
-MORE_PCT = 5.0
-"""Points by which a slow rank's node must stand out; alone, without a slow rank, it is no finding."""
-CROWDED_PCT = 20.0
-"""Waiting for a core that explains a slow rank by itself, also where all nodes are crowded."""
-THROTTLE_WORDS = {
-    "power": "held at the power cap",
-    "thermal": "slowed by software for heat",
-    "hw": "slowed by hardware for heat",
-    "brake": "slowed by the power brake",
-}
-THROTTLED_PCT = {"power": 50.0}
+def _slow(run: dict[str, Any], who: str, item: dict[str, Any], evidence: dict[str, Any]) -> Finding:
+    found, nothing = signs.of_node(run, item["node"])
+    more = [f"and {len(found) - MOST_SIGNS} signs more"] if len(found) > MOST_SIGNS else []
+    cause = "; ".join([*found[:MOST_SIGNS], *more]) or nothing
+    peers = "its peers'" if who.endswith("its") else "that of other nodes"
+    exclude = f"   # or exclude the node: --exclude={item['node']}" if item["node"] else ""
+    return Finding(
+        f"{run['run']}: {who} own work takes {item['slower_pct']:.1f} % longer than {peers}. "
+        f"{cause[0].upper()}{cause[1:]}.",
+        {"slower_pct": item["slower_pct"], **evidence, "signs": found},
+        item["cost_hours"],
+        f"brickreel preflight --run {run['run']}{exclude}",
+        f"ranks-{run['run']}",
+        cost_unit=_cost_unit(run),
+    )
 
 
 def starved(summary: dict[str, Any]) -> Iterator[Finding]:
@@ -148,6 +115,7 @@ def starved(summary: dict[str, Any]) -> Iterator[Finding]:
                 cost,
                 "train: {loader_threads: <more>, prefetch: <more>}   # in config.yaml, or a faster disk",
                 f"time-{run['run']}",
+                cost_unit=_cost_unit(run),
             )
 
 
@@ -161,7 +129,7 @@ def cpu_over_request(summary: dict[str, Any]) -> Iterator[Finding]:
         if whole and allowed < whole and used < 0.5 * allowed:
             need = max(1, round(used * 1.2 + 0.5))
             yield Finding(
-                f"{stage['stage']}: of {allowed:.0f} cores it never used more than {used:.1f}.",
+                f"{stage['stage']}: of {allowed:.0f} cores it used at most {used:.1f} for 99 % of the time.",
                 {"cores_allowed": allowed, "cores_p99": used},
                 None,
                 _resource(stage, f"cpus_per_task: {need}"),
@@ -236,13 +204,9 @@ def broken_gpu(summary: dict[str, Any]) -> Iterator[Finding]:
     """XIDs, uncorrected memory errors, row remappings that wait or failed."""
     for run in summary["runs"]:
         for gpu in run["gpu_devices"]:
-            signs = [f"XID {xid}" for xid in gpu["xids"]]
-            signs += [f"{gpu['ecc_uncorrected']:.0f} uncorrected memory errors"] if gpu["ecc_uncorrected"] else []
-            signs += ["a row remapping failed"] if gpu["remap_failed"] else []
-            signs += ["a row remapping waits for a reset"] if gpu["remap_pending"] else []
-            if signs:
+            if broken := signs.faults(gpu):
                 yield Finding(
-                    f"{run['run']}: {gpu['device']} of {gpu['node']} is not healthy: {', '.join(signs)}.",
+                    f"{run['run']}: {gpu['device']} of {gpu['node']} is not healthy: {', '.join(broken)}.",
                     {key: gpu[key] for key in ("xids", "ecc_uncorrected", "remap_failed", "remap_pending")},
                     None,
                     f"--exclude={gpu['node']}   # and report it to the site",
@@ -282,28 +246,32 @@ def _share_rule(cause: str, limit: float, claim: str, do: str) -> Callable[[dict
                     cost,
                     do.format(run=run["run"]),
                     f"time-{run['run']}",
+                    cost_unit=_cost_unit(run),
                 )
 
     return check
 
 
 def network(summary: dict[str, Any]) -> Iterator[Finding]:
-    """InfiniBand links that went down, recovered, or carry less than their peers."""
+    """InfiniBand links that went down, lost a part of their rate, or carry less than their peers."""
     for run in summary["runs"]:
         for port in run["ports"]:
             # The same port of every node: others of a node may be slower by design, for storage or management.
             peers = [other for other in run["ports"] if other["port"] == port["port"]]
             rates = [other["tx_gb_s"] for other in peers if other["tx_gb_s"] is not None]
             lines = [other["line_rate_gb_s"] for other in peers if other["line_rate_gb_s"] is not None]
-            signs = [f"{port['link_downed']:.0f} times down"] if port["link_downed"] else []
+            seen = [f"{port['link_downed']:.0f} times down"] if port["link_downed"] else []
             if port["line_rate_gb_s"] is not None and port["line_rate_gb_s"] < max(lines):
-                signs.append(f"a line rate of {port['line_rate_gb_s']:.0f} Gb/s where others have {max(lines):.0f}")
+                seen.append(f"a line rate of {port['line_rate_gb_s']:.0f} Gb/s where others have {max(lines):.0f}")
+            if port["line_rate_gb_s"] is not None and port["line_rate_lowest_gb_s"] < port["line_rate_gb_s"]:
+                fell = f"{port['line_rate_lowest_gb_s']:.0f} of {port['line_rate_gb_s']:.0f} Gb/s"
+                seen.append(f"its line rate changed during the run, down to {fell}")
             if port["tx_gb_s"] is not None and median(rates) > 1 and port["tx_gb_s"] < 0.5 * median(rates):
-                signs.append(f"{port['tx_gb_s']:.1f} Gb/s sent where the median is {median(rates):.1f}")
-            if signs:
+                seen.append(f"{port['tx_gb_s']:.1f} Gb/s sent where the median is {median(rates):.1f}")
+            if seen:
                 yield Finding(
-                    f"{run['run']}: port {port['port']} of {port['node']}: {', '.join(signs)}.",
-                    {key: port[key] for key in ("link_downed", "line_rate_gb_s", "tx_gb_s")},
+                    f"{run['run']}: port {port['port']} of {port['node']}: {', '.join(seen)}.",
+                    {key: port[key] for key in ("link_downed", "line_rate_gb_s", "line_rate_lowest_gb_s", "tx_gb_s")},
                     None,
                     f"--exclude={port['node']}   # and report the port to the site",
                     f"network-{run['run']}",
@@ -311,7 +279,19 @@ def network(summary: dict[str, Any]) -> Iterator[Finding]:
 
 
 def coverage(summary: dict[str, Any]) -> Iterator[Finding]:
-    """Recordings with holes: their means exclude what is missing."""
+    """Recordings with holes, and nodes without one: means and energy exclude what is missing."""
+    for run in summary["runs"]:
+        if short := [host for host in run["hosts"] if usage.is_short(host)]:
+            hours = sum(host["of_hours"] - host["recorded_hours"] for host in short)
+            names = [host["node"] for host in short[:4]] + (["others"] if len(short) > 4 else [])
+            yield Finding(
+                f"{run['run']}: {hours:.3g} node-hours were not recorded, of {', '.join(names)}: "
+                "energy, means and sums leave them out.",
+                {"node_hours_missing": hours, "nodes": [host["node"] for host in short]},
+                None,
+                f"look at logs/telemetry/train/{run['run']}: a recorder that failed left a file .err",
+                f"hosts-{run['run']}",
+            )
     for stage in summary["stages"]:
         if stage["coverage_pct"] < 98 and stage["elapsed_s"] >= LEAST_STAGE_S:
             yield Finding(
@@ -361,6 +341,10 @@ def _mean_of(run: dict[str, Any], name: str) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def _cost_unit(run: dict[str, Any]) -> str:
+    return "GPU-hours" if run["gpu_hours"] is not None else "rank-hours"
+
+
 def _cost(run: dict[str, Any], share_pct: float) -> float:
     """GPU-hours (rank-hours, where there is no GPU) behind a share of the run's time."""
     return share_pct / 100 * (run["gpu_hours"] or run["rank_hours"] or 0.0)
@@ -370,13 +354,19 @@ RULES = (
     Rule(
         "straggler",
         "warning",
-        "own work > 2 % over the peers' (or > 10 % in one step of ten) and z > 5, in 2 or more windows of 100 steps",
+        "own work > 2 % over the peers' (or > 10 % in one step of ten) and z > 5, in 2 or more windows of 100 steps, "
+        "at a cost > 0.1 % of the time; a node is one finding where most of its ranks are slow",
         straggler,
     ),
     Rule("starved", "warning", "data wait > 2 % of step time", starved),
     Rule("broken gpu", "error", "any XID, uncorrected error, pending or failed remapping", broken_gpu),
     Rule("throttled", "error", "heat or power brake > 0.1 % of the time; power cap > 50 % (a note)", throttled),
-    Rule("network", "error", "any link down, a line rate below others', traffic below half the median", network),
+    Rule(
+        "network",
+        "error",
+        "any link down, a line rate that fell or is below others', traffic below half the median",
+        network,
+    ),
     Rule("preflight", "warning", "any failed check", preflight),
     Rule(
         "busy, not computing",
@@ -398,12 +388,23 @@ RULES = (
     Rule(
         "redone",
         "warning",
-        "steps computed twice > 5 % of the allocated time",
+        "steps computed again or lost > 5 % of the allocated time",
         _share_rule(
             "redone",
             5,
-            "{:.1f} % of the time went into steps that were computed again.",
+            "{:.1f} % of the time went into steps that no checkpoint kept: computed again, or lost.",
             "runs: {{{run}: {{checkpoint_every: <fewer steps>}}}}   # in config.yaml",
+        ),
+    ),
+    Rule(
+        "skipped",
+        "warning",
+        "steps skipped for NaN or infinity > 1 % of the allocated time",
+        _share_rule(
+            "skipped",
+            1,
+            "{:.1f} % of the time went into steps that were skipped, since loss or gradient was no number.",
+            "runs: {{{run}: {{lr: <less>}}}}   # in config.yaml; precision: fp32 tells whether bf16 is to blame",
         ),
     ),
     Rule(
@@ -436,5 +437,10 @@ RULES = (
         "99th percentile of cores < 50 % of those asked for, on a shared node",
         cpu_over_request,
     ),
-    Rule("coverage", "note", "samples received < 98 % of those expected", coverage),
+    Rule(
+        "coverage",
+        "note",
+        "samples received < 98 % of those expected, or a node recorded for < 98 % of the run",
+        coverage,
+    ),
 )

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from brickreel.telemetry.usage import WHOLE_PCT
+
 # Name in plan.json -> (where the actual value stands in the run's summary, unit)
 COMPARED = {
     "wall_h": (("wall_hours",), "h"),
@@ -12,6 +14,8 @@ COMPARED = {
     "memory_gib": (("gpu_mem_peak_gib",), "GiB of GPU memory"),
     "steps": (("steps_kept",), "steps"),
 }
+
+OF_ENERGY = ("kwh", "usd_energy")
 
 
 def compare(plan: Mapping[str, Any] | None, run: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -23,8 +27,14 @@ def compare(plan: Mapping[str, Any] | None, run: Mapping[str, Any]) -> list[dict
         if isinstance(planned, Mapping):
             planned, low, high = planned.get("value", planned.get("total")), planned.get("low"), planned.get("high")
         if isinstance(planned, int | float):
+            energy = run.get("energy") or {}
+            if name == "usd" and energy.get("usd_per_gpu_hour") is None:
+                # As the plan: without a price of GPU-hours, money is that of their electricity.
+                path, unit = ("energy", "usd_energy"), "USD of electricity"
             actual: Any = run
             for key in path:
                 actual = actual.get(key) if isinstance(actual, Mapping) else None
+            if path[-1] in OF_ENERGY and (energy.get("recorded_pct") or WHOLE_PCT) < WHOLE_PCT:
+                actual = None  # a part of it says nothing about the plan
             rows.append({"what": name, "planned": planned, "low": low, "high": high, "actual": actual, "unit": unit})
     return rows

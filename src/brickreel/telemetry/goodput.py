@@ -23,7 +23,8 @@ CAUSES = {
     "comm_exposed": "communication that no computation hid: in each step, the rank that waited least",
     "checkpoint": "writing checkpoints while training waits",
     "eval": "reading the held-out loss",
-    "redone": "steps computed again after a restart, and steps skipped for NaN or infinity",
+    "redone": "steps that no checkpoint kept: computed again after a restart, or lost when the run ended",
+    "skipped": "steps that changed nothing: skipped for NaN or infinity",
     "tail": "from the last step to the end of the attempt",
     "unknown": "what no record explains, such as gaps between steps",
 }
@@ -77,11 +78,13 @@ def attempts_of(
     log: Sequence[Mapping[str, Any]],
     steps: Mapping[int, Steps],
     seen_s: Mapping[int, tuple[float, float]] | None = None,
+    saved_step: int | None = None,
 ) -> list[Attempt]:
     """Attempts in order, from the attempts log and the step logs.
 
     `seen_s[attempt]` are the first and the last sign of life in the telemetry: an attempt lasts at least from the one
     to the other. Without an end row, of an attempt that was cut off or still runs, that or its last step is its end.
+    `saved_step` is the last step that a dead run left in a checkpoint; None while the run lives, or where it finished.
     """
     starts = {row["attempt"]: row for row in log if row["event"] == "start"}
     ends = {row["attempt"]: row for row in log if row["event"] == "end"}
@@ -89,7 +92,7 @@ def attempts_of(
     for number in sorted(starts.keys() | steps.keys()):
         seen = (seen_s or {}).get(number)
         result.append(_attempt(number, starts.get(number, {}), ends.get(number), steps.get(number, Steps()), seen))
-    _mark_kept(result)
+    _mark_kept(result, np.inf if saved_step is None else saved_step)
     return result
 
 
@@ -116,17 +119,20 @@ def _attempt(
     )
 
 
-def _mark_kept(attempts: Sequence[Attempt]) -> None:
-    """A step's result survived unless a later attempt computed that step, or an earlier one, again."""
-    redone_from = np.inf
+def _mark_kept(attempts: Sequence[Attempt], saved_step: float) -> None:
+    """A step's result survived unless it was lost, or a later attempt computed that step, or an earlier one, again."""
+    redone_from = saved_step + 1
     for attempt in reversed(attempts):
         attempt.kept = (attempt.steps < redone_from) & ~attempt.log.skipped
         if len(attempt.steps):
             redone_from = min(redone_from, attempt.steps[0])
 
 
-def shares(attempts: Sequence[Attempt]) -> dict[str, float] | None:
-    """Cause -> percent of the allocated (GPU) time; sums to 100. None when no time was allocated."""
+def shares(attempts: Sequence[Attempt]) -> dict[str, float | None] | None:
+    """Cause -> percent of the allocated (GPU) time; sums to 100. None when no time was allocated.
+
+    Communication that was not measured in every attempt is None, and within goodput.
+    """
     total = sum(attempt.length_s * attempt.weight for attempt in attempts)
     if total <= 0:
         return None
@@ -134,11 +140,19 @@ def shares(attempts: Sequence[Attempt]) -> dict[str, float] | None:
     for attempt in attempts:
         for cause, amount in causes(attempt).items():
             seconds[cause] += amount * attempt.weight
-    return {cause: 100 * amount / total for cause, amount in seconds.items()}
+    result: dict[str, float | None] = {cause: 100 * amount / total for cause, amount in seconds.items()}
+    if not all(map(tells_communication, attempts)):
+        result |= {"goodput": 100 * (seconds["goodput"] + seconds["comm_exposed"]) / total, "comm_exposed": None}
+    return result
+
+
+def tells_communication(attempt: Attempt) -> bool:
+    """Whether the steps say how long communication was that no computation hid; no backend can tell it on GPUs."""
+    return attempt.log.ranks == 1 or not np.isnan(attempt.durations["comm_s"]).all(axis=1).any()
 
 
 def causes(attempt: Attempt) -> dict[str, float]:
-    """Cause -> seconds of one attempt; sums to its length."""
+    """Cause -> seconds of one attempt; sums to its length. Communication that was not measured is 0, and goodput."""
     seconds = dict.fromkeys(CAUSES, 0.0)
     if not len(attempt.steps):
         seconds["init"] = attempt.length_s
@@ -148,7 +162,9 @@ def causes(attempt: Attempt) -> dict[str, float]:
     seconds["init"] = min(max(float(ends[0] - wall[0] - attempt.start_s), 0.0), attempt.length_s)
     seconds["tail"] = min(max(float(attempt.end_s - ends[-1]), 0.0), attempt.length_s - seconds["init"])
     kept = attempt.kept
-    seconds["redone"] = float(wall[~kept].sum())
+    skipped = attempt.log.skipped
+    seconds["redone"] = float(wall[~kept & ~skipped].sum())
+    seconds["skipped"] = float(wall[skipped].sum())
     left = wall * kept
     if len(wall) >= 3 and kept[0]:
         excess = max(float(wall[0] - np.median(wall[1:])), 0.0)

@@ -53,6 +53,8 @@ class RunFiles:
     scores: dict[str, Any] | None = None
     exported: bool = False
     checkpoints: list[int] = field(default_factory=list)
+    final_step: int | None = None
+    """Step of the final weights."""
 
 
 @dataclass
@@ -260,6 +262,7 @@ def _read_run(reader: Reader, run: str) -> RunFiles:
         checkpoints=sorted(
             int(path.name[5:]) for path in (train / "checkpoints").glob("step-*") if path.name[5:].isdecimal()
         ),
+        final_step=(_optional(train / "final/final.json") or {}).get("step"),
     )
 
 

@@ -55,7 +55,23 @@ class Straggler:
     of_windows: int
     """Windows in which this place took part."""
     cost_rank_s: float
-    """Seconds, times ranks, that all ranks together would have saved had this rank been as fast as the next."""
+    """Its share of the seconds, times ranks, that all ranks together would have saved without the slow ones' delays."""
+    node_ranks: int = 0
+    """Ranks that its node held; 0 where the node is not known."""
+
+
+@dataclass(frozen=True)
+class SlowNode:
+    """A node most of whose ranks were slow: together they are one fault."""
+
+    node: str
+    ranks: list[int]
+    """The slow ones."""
+    of_ranks: int
+    slower_pct: float
+    """Median over the slow ranks."""
+    cost_rank_s: float
+    """As of a straggler; the sum over the slow ranks."""
 
 
 def windows_of(steps: int) -> list[slice]:
@@ -109,35 +125,65 @@ def find(attempts: Sequence[Attempt]) -> list[Straggler]:
     slow: dict[Place, list[float]] = {}
     cost: dict[Place, float] = {}
     count: dict[Place, int] = {}
+    sizes: dict[Place, int] = {}
     for attempt in attempts:
         nodes = attempt.places
         local = attempt.durations["local_s"]
         if local.shape[1] < 2:
             continue
         fair = normalised(local, attempt.durations["flops"])
+        places = [(rank, *(nodes[rank] if rank < len(nodes) else (None, None))) for rank in range(local.shape[1])]
+        sizes |= {place: attempt.nodes.count(place[1]) for place in places}
         for window in windows_of(len(attempt.steps)):
             part = fair[window]
             if np.isnan(part).all(axis=0).any():
                 continue
-            places = [(rank, *(nodes[rank] if rank < len(nodes) else (None, None))) for rank in range(part.shape[1])]
             for place in places:
                 count[place] = count.get(place, 0) + 1
-            for rank, relative in slow_ranks(part).items():
+            found = slow_ranks(part)
+            for rank, saved_s in _saved_s(part, list(found)).items():
                 place = places[rank]
-                slow.setdefault(place, []).append(100 * relative)
-                cost[place] = cost.get(place, 0.0) + _saved_s(part, rank) * local.shape[1]
-    found = [
-        Straggler(*place, float(np.median(excesses)), len(excesses), count[place], cost[place])
+                slow.setdefault(place, []).append(100 * found[rank])
+                cost[place] = cost.get(place, 0.0) + saved_s * local.shape[1]
+    reported = [
+        Straggler(*place, float(np.median(excesses)), len(excesses), count[place], cost[place], sizes[place])
         for place, excesses in slow.items()
         if len(excesses) >= LEAST_WINDOWS
     ]
-    return sorted(found, key=lambda straggler: -straggler.cost_rank_s)
+    return sorted(reported, key=lambda straggler: -straggler.cost_rank_s)
 
 
-def _saved_s(local_s: Array, rank: int) -> float:
-    """Seconds by which the steps of a window would be shorter without this rank's delay."""
-    others = np.nanmax(np.delete(local_s, rank, axis=1), axis=1)
-    return float(np.nansum(np.maximum(local_s[:, rank] - others, 0)))
+def _saved_s(local_s: Array, slow: Sequence[int]) -> dict[int, float]:
+    """Rank -> its share of the seconds by which a window's steps would be shorter without the slow ranks' delays.
+
+    Priced together: where a whole node is slow, each of its ranks alone is hardly slower than the next. Shared by how
+    much each was behind the slowest of the others.
+    """
+    if not slow:
+        return {}
+    # A rank that logged no such step, or had no work in it, delays nobody.
+    known = np.nan_to_num(local_s, nan=0.0)
+    others = np.delete(known, slow, axis=1).max(axis=1, keepdims=True)
+    behind = np.where(others > 0, np.maximum(known[:, slow] - others, 0), 0)
+    total = float(behind.max(axis=1).sum())
+    shares = behind.sum(axis=0) / max(float(behind.sum()), 1e-300)
+    return {rank: total * float(share) for rank, share in zip(slow, shares, strict=True)}
+
+
+def slow_nodes(found: Sequence[Straggler]) -> list[SlowNode]:
+    """Nodes most of whose ranks are among the slow ones (of two or more), the costliest first."""
+    by_node: dict[str, list[Straggler]] = {}
+    for item in found:
+        if item.node is not None:
+            by_node.setdefault(item.node, []).append(item)
+    result = []
+    for node, items in by_node.items():
+        places, of_ranks = {item.local_index for item in items}, max(item.node_ranks for item in items)
+        if len(places) >= 2 and len(places) > of_ranks / 2:
+            slower_pct = float(np.median([item.slower_pct for item in items]))
+            ranks, cost = sorted({item.rank for item in items}), sum(item.cost_rank_s for item in items)
+            result.append(SlowNode(node, ranks, of_ranks, slower_pct, cost))
+    return sorted(result, key=lambda item: -item.cost_rank_s)
 
 
 def wait_for_slowest_pct(attempts: Sequence[Attempt]) -> tuple[float | None, float | None]:

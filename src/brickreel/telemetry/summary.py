@@ -18,6 +18,8 @@ from brickreel.telemetry.project import Gap, ProjectFiles, RunFiles
 
 SCHEMA_VERSION = 1
 TIMELINE_BARS = 300
+MOST_NODES = 8
+"""Nodes with a gap of their own."""
 PACKAGES = (
     "torch",
     "diffusers",
@@ -104,11 +106,32 @@ def _run(run: RunFiles, own: Sequence[Digest], project: ProjectFiles) -> tuple[d
         "settings": run.settings,
         "dataset": {key: value for key, value in (run.dataset or {}).items() if not isinstance(value, list | dict)},
         "job": run.job,
-        "hosts": usage.nodes(own),
+        "hosts": usage.nodes(own, training.allotted_s(attempts)),
         "buckets": (run.plan or {}).get("per_bucket") or [],
         "left_out": _left_out(run),
     }
+    project.gaps += _run_gaps(summary)
     return summary, heat.maps(own, attempts)
+
+
+def _run_gaps(run: dict[str, Any]) -> list[Gap]:
+    """Nodes that were not recorded all the time, and what the backend could not tell."""
+    short = [host for host in run["hosts"] if usage.is_short(host)]
+    gaps = [
+        Gap(
+            f"{run['run']}: node {host['node']}",
+            f"recorded {host['recorded_hours']:.3g} of {host['of_hours']:.3g} hours: "
+            "energy, means and sums leave the rest out",
+        )
+        for host in short[:MOST_NODES]
+    ]
+    if len(short) > MOST_NODES:
+        gaps.append(Gap(f"{run['run']}: {len(short) - MOST_NODES} more nodes", "recorded for a part of the time only"))
+    if run["time_pct"] and run["time_pct"]["comm_exposed"] is None:
+        gaps.append(Gap(f"{run['run']}: exposed communication", "the backend cannot tell it; goodput includes it"))
+    if run["slow_ranks_missing"] == training.NOT_TOLD:
+        gaps.append(Gap(f"{run['run']}: slow ranks", "the backend cannot tell a rank's own work from waiting"))
+    return gaps
 
 
 def merged(gpus: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -123,7 +146,7 @@ def _merge(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     result = dict(rows[0])
     for name in rows[0]:
         values = [row[name] for row in rows]
-        if name in ("energy_j", "ecc_uncorrected", "pcie_replays", "nvlink_errors", "wall_s"):
+        if name in ("energy_j", "energy_s", "ecc_uncorrected", "pcie_replays", "nvlink_errors", "wall_s"):
             result[name] = usage.total(values)
         elif name in ("temp_max_c", "mem_peak_b", "mem_total_b", "remap_pending", "remap_failed"):
             result[name] = usage.largest(values)

@@ -1,5 +1,6 @@
 """One training run, summarised: its time, speed, ranks, learning curve, held-out loss, machines and energy."""
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -7,16 +8,17 @@ from typing import Any
 import numpy as np
 
 from brickreel.telemetry import goodput, peaks, stragglers, usage
-from brickreel.telemetry.digest import Digest
+from brickreel.telemetry.digest import Belongs, Digest
 from brickreel.telemetry.goodput import Attempt
 from brickreel.telemetry.project import RunFiles
-from brickreel.telemetry.recordings import Array
+from brickreel.telemetry.recordings import DEAD_AFTER_S, Array
 
 CURVE_POINTS = 240
 SLACK_S = 2.0
 """Between the clocks of two nodes, and for a recorder that starts late."""
 STARTING_S = 60.0
 """An attempt without steps and without an end counts as alive for so long."""
+NOT_TOLD = "not measured with this backend"
 RECOMPUTE = 1 / 3
 """Forward and backward cost 1 and 2 forward passes; recomputing every block adds one more."""
 
@@ -34,7 +36,48 @@ def attempts_of(run: RunFiles, recorded: Recorded) -> list[Attempt]:
         if (number := attempt_of(run, item.span_s)) is not None:
             low, high = seen.get(number, item.span_s)
             seen[number] = (min(low, item.span_s[0]), max(high, item.span_s[1]))
-    return goodput.attempts_of(run.attempts, run.steps, seen)
+    return goodput.attempts_of(run.attempts, run.steps, seen, saved_step(run) if _is_dead(run, recorded) else None)
+
+
+def saved_step(run: RunFiles) -> int:
+    """The last step whose result lies in a checkpoint or in the final weights; 0 where there is none."""
+    return max([*run.checkpoints, run.final_step or 0])
+
+
+def _is_dead(run: RunFiles, recorded: Recorded) -> bool:
+    """Whether the last attempt ended before the run did: it said so, or its recorders have ended and no step came.
+
+    A recorder ends with its stage. One that was killed alone proves nothing, which the steps then show; without a
+    recording nobody can tell a dead run from a suspended one, and it counts as alive.
+    """
+    numbers = {row["attempt"] for row in run.attempts if row["event"] == "start"} | run.steps.keys()
+    if not numbers:
+        return False
+    number = max(numbers)
+    ends = [row["outcome"] for row in run.attempts if row["event"] == "end" and row["attempt"] == number]
+    if ends or number not in run.steps:
+        # Of an attempt that has taken no step yet, the one before it died.
+        return not ends or ends[-1] != "ok"
+    seen = [item for item in recorded if attempt_of(run, item.span_s) == number]
+    last_s = float(np.nanmax(run.steps[number].by_rank["time_s"]))
+    return bool(seen) and all(item.ended for item in seen) and time.time() - last_s > DEAD_AFTER_S
+
+
+def members_of(runs: Sequence[RunFiles]) -> Belongs:
+    """Says of a recording whether it belongs: one of training, to an attempt of the run whose name it bears."""
+    by_name = {run.name: run for run in runs if run.attempts}
+    return lambda stage, part, span_s: (
+        stage != "train" or part not in by_name or attempt_of(by_name[part], span_s) is not None
+    )
+
+
+def allotted_s(attempts: Sequence[Attempt]) -> dict[str, float]:
+    """Node -> seconds for which the attempts held it, recorded or not."""
+    held: dict[str, float] = defaultdict(float)
+    for attempt in attempts:
+        for node in set(attempt.nodes):
+            held[node] += attempt.length_s
+    return held
 
 
 def attempt_of(run: RunFiles, span_s: tuple[float, float]) -> int | None:
@@ -73,6 +116,7 @@ def summarise(
         "gpus": attempts[-1].gpus if attempts else None,
         "nodes": sorted({item.node for item in recorded} | _nodes(run)),
         "steps_kept": int(sum(attempt.kept.sum() for attempt in attempts)),
+        "steps_unsaved": _unsaved(attempts, saved_step(run)),
         "steps_computed": int(sum(len(attempt.steps) for attempt in attempts)),
         "last_step": int(max((attempt.steps[-1] for attempt in attempts if len(attempt.steps)), default=0)),
         "step_s_median": _median([wall for attempt in attempts for wall in goodput.step_wall(attempt)]),
@@ -86,6 +130,8 @@ def summarise(
         "wait_for_slowest_pct": lost,
         "wait_for_slowest_by_chance_pct": chance,
         "stragglers": [_straggler(item) for item in found],
+        "slow_nodes": [_slow_node(item) for item in stragglers.slow_nodes(found)],
+        "slow_ranks_missing": _slow_ranks_missing(attempts),
         "ranks": _ranks(attempts),
         "gpu_mem_peak_gib": _gib(usage.largest(gpu["mem_peak_b"] for gpu in gpus)),
         "energy": _energy(gpus, hours if has_gpus else None, site, goodput.throughput(attempts)["clips_trained"]),
@@ -103,7 +149,17 @@ def _state(attempts: Sequence[Attempt]) -> str:
     return {"ok": "finished", "failed": "failed", "dropped": "stopped", None: "no end was recorded"}[outcome]
 
 
+def _unsaved(attempts: Sequence[Attempt], saved: int) -> int:
+    """Steps of a run that may still live, and that would be lost if it died now."""
+    if not attempts or attempts[-1].outcome == "ok":
+        return 0
+    return int(sum((attempt.kept & (attempt.steps > saved)).sum() for attempt in attempts))
+
+
 def _attempt(attempt: Attempt) -> dict[str, Any]:
+    seconds: dict[str, float | None] = {**goodput.causes(attempt)}
+    if not goodput.tells_communication(attempt):
+        seconds["comm_exposed"] = None
     return {
         "attempt": attempt.number,
         "start_s": attempt.start_s,
@@ -112,10 +168,11 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "gpus": attempt.gpus,
         "first_step": int(attempt.steps[0]) if len(attempt.steps) else None,
         "last_step": int(attempt.steps[-1]) if len(attempt.steps) else None,
-        "steps_redone": int((~attempt.kept).sum()) if len(attempt.steps) else 0,
+        "steps_redone": int((~attempt.kept & ~attempt.log.skipped).sum()),
+        "steps_skipped": int(attempt.log.skipped.sum()),
         "outcome": attempt.outcome or "cut off",
         "reason": attempt.reason,
-        "seconds": goodput.causes(attempt),
+        "seconds": seconds,
     }
 
 
@@ -174,6 +231,26 @@ def _straggler(item: stragglers.Straggler) -> dict[str, Any]:
     }
 
 
+def _slow_node(item: stragglers.SlowNode) -> dict[str, Any]:
+    return {
+        "node": item.node,
+        "ranks": item.ranks,
+        "of_ranks": item.of_ranks,
+        "slower_pct": item.slower_pct,
+        "cost_hours": item.cost_rank_s / 3600,
+    }
+
+
+def _slow_ranks_missing(attempts: Sequence[Attempt]) -> str | None:
+    """Why slow ranks were not looked for; None where they were."""
+    peers = [attempt for attempt in attempts if attempt.log.ranks > 1]
+    if not peers:
+        return "a single rank" if attempts else "no step was taken yet"
+    if all(np.isnan(attempt.durations["local_s"]).all() for attempt in peers):
+        return NOT_TOLD
+    return None if any(stragglers.windows_of(len(attempt.steps)) for attempt in peers) else "too few steps to tell"
+
+
 def _ranks(attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
     """Per rank, over the attempts on the last one's nodes: own work, waiting, loading; medians in milliseconds."""
     stepped = [attempt for attempt in attempts if len(attempt.steps)]
@@ -225,15 +302,24 @@ def _energy(
 ) -> dict[str, Any]:
     joules = usage.total(gpu["energy_j"] for gpu in gpus)
     kwh = None if joules is None else joules / 3.6e6
+    recorded_pct = _recorded_pct(gpus, gpu_hours)
+    whole = recorded_pct is None or recorded_pct >= usage.WHOLE_PCT
     prices = {name: price(site, variable) for name, variable in PRICES.items()}
     return {
         "kwh": kwh,
-        "joule_per_clip": joules / clips if joules is not None and clips else None,
+        "recorded_pct": recorded_pct,
+        "joule_per_clip": joules / clips if joules is not None and clips and whole else None,
         "usd_gpu": _product(gpu_hours, prices["usd_per_gpu_hour"]),
         "usd_energy": _product(kwh, prices["usd_per_kwh"]),
         "co2_kg": _product(kwh, prices["kg_co2_per_kwh"]),
         **prices,
     }
+
+
+def _recorded_pct(gpus: Sequence[dict[str, Any]], gpu_hours: float | None) -> float | None:
+    """The share of the GPU time whose energy was read (%); None where none was."""
+    read_s = usage.total(gpu["energy_s"] for gpu in gpus)
+    return None if read_s is None or not gpu_hours else min(100.0, 100 * read_s / 3600 / gpu_hours)
 
 
 PRICES = {

@@ -1,6 +1,7 @@
 """What the machines did: recordings reduced to one summary per recording, stage and GPU. Pure arithmetic."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 GPU_MEANS = ("kernel_time_pct", "sm_active_pct", "sm_occupancy_pct", "tensor_pct", "dram_pct")
 THROTTLES = ("power", "thermal", "hw", "brake")
+WHOLE_PCT = 98.0
+"""What covers less of the time is told as a part."""
+LAST_BATCH_S = 15.0
+"""Recorders write every ten seconds, and start within seconds of each other."""
 
 
 def host(recording: Recording) -> dict[str, Any]:
@@ -33,6 +38,7 @@ def host(recording: Recording) -> dict[str, Any]:
         "cpu_s": recordings.highest(rows["tree_cpu_s"]) if source == "tree" else recorded_s,
         "cpu_recorded_s": recorded_s,
         "cpu_source": source,
+        "io_source": io,
         "cores_p99": recordings.percentile(rates[_long_enough(rows["mono_s"], recording.period_s)], 99),
         "cores_allowed": recordings.highest(rows["allowed_cores"]),
         "node_cores": recordings.highest(rows["node_cores"]),
@@ -82,6 +88,7 @@ def gpu(recording: Recording, device: str) -> dict[str, Any]:
     for column in GPU_MEANS:
         result[column] = recordings.mean(rows[column])
     result["energy_j"] = recordings.increase(rows["gpu_energy_j"])
+    result["energy_s"] = _read_s(rows["gpu_energy_j"], rows["mono_s"])
     result["power_w"] = recordings.mean(rows["gpu_power_w"])
     result["temp_max_c"] = recordings.highest(rows["gpu_temp_c"])
     result["mem_peak_b"] = recordings.highest(rows["gpu_mem_used_b"])
@@ -100,6 +107,12 @@ def gpu(recording: Recording, device: str) -> dict[str, Any]:
     return result
 
 
+def _read_s(values: Array, mono_s: Array) -> float | None:
+    """Seconds from a counter's first reading to its last one."""
+    read = mono_s[~np.isnan(values)]
+    return float(read[-1] - read[0]) if len(read) > 1 else None
+
+
 def port(recording: Recording, name: str) -> dict[str, Any]:
     """Traffic and errors of one InfiniBand port."""
     rows = recording.devices[name]
@@ -107,6 +120,7 @@ def port(recording: Recording, name: str) -> dict[str, Any]:
         "port": name,
         "node": recording.node,
         "line_rate_gb_s": recordings.highest(rows["ib_rate_gb_s"]),
+        "line_rate_lowest_gb_s": recordings.lowest(rows["ib_rate_gb_s"]),
     }
     for direction in ("tx", "rx"):
         rates, _ = recordings.rate(rows[f"ib_{direction}_b"], rows["mono_s"])
@@ -120,11 +134,13 @@ def port(recording: Recording, name: str) -> dict[str, Any]:
 
 def stage(name: str, parts: Sequence["Digest"]) -> dict[str, Any]:
     """All recordings of a stage as one row."""
-    hosts = [part.host for part in parts]
-    wall_s = sum(host["wall_s"] for host in hosts)
+    hosts = [_counted_once(part.host, share) for part, share in zip(parts, _shares_of_jobs(parts), strict=True)]
+    wall_s = sum(part.host["wall_s"] for part in parts)
+    cpu_wall_s = sum(host["wall_s"] for host in hosts)
     cpu_s = total(host["cpu_s"] for host in hosts)
     recorded_s = total(host["cpu_recorded_s"] for host in hosts)
     requested_core_s = total(_times(host["cores_allowed"], host["wall_s"]) for host in hosts)
+    kills = total(host["oom_kills"] for host in hosts)
     return {
         "stage": name,
         "recordings": len(parts),
@@ -132,12 +148,13 @@ def stage(name: str, parts: Sequence["Digest"]) -> dict[str, Any]:
         "elapsed_s": covered_s([part.span_s for part in parts]),
         "node_hours": wall_s / 3600,
         "cpu_core_hours": None if cpu_s is None else cpu_s / 3600,
-        "cores_mean": _ratio(recorded_s, wall_s),
+        "cores_mean": _ratio(recorded_s, cpu_wall_s),
         "cores_p99": largest(host["cores_p99"] for host in hosts),
         "cores_allowed": largest(host["cores_allowed"] for host in hosts),
         "node_cores": largest(host["node_cores"] for host in hosts),
         "in_slurm": any(part.facts.get("job_id") for part in parts),
-        "oom_kills": total(host["oom_kills"] for host in hosts),
+        # A kill that not all of the job's recordings saw is a fraction.
+        "oom_kills": None if kills is None else math.ceil(kills - 1e-9),
         "cpu_use_pct": None if not requested_core_s or recorded_s is None else 100 * recorded_s / requested_core_s,
         "mem_peak_gib": _gib(largest(host["mem_peak_b"] for host in hosts)),
         "mem_limit_gib": _gib(largest(host["mem_limit_b"] for host in hosts)),
@@ -150,6 +167,26 @@ def stage(name: str, parts: Sequence["Digest"]) -> dict[str, Any]:
         "gpu_kwh": _kwh(total(joules for _, joules in _gpus_once(parts))),
         "sm_active_pct": _by_time([(gpu["sm_active_pct"], gpu["wall_s"]) for part in parts for gpu in part.gpus]),
     }
+
+
+def _shares_of_jobs(parts: Sequence["Digest"]) -> list[float]:
+    """What of each recording's cgroup counts: recordings side by side in one Slurm job all read the job's own."""
+    groups: dict[tuple[str, str], list[Digest]] = {}
+    for part in parts:
+        groups.setdefault((part.node, part.facts.get("job_id", "")), []).append(part)
+    shares = {}
+    for key, found in groups.items():
+        recorded_s = sum(part.host["wall_s"] for part in found)
+        shares[key] = min(1.0, covered_s([part.span_s for part in found]) / recorded_s) if recorded_s else 1.0
+    return [shares[part.node, part.facts.get("job_id", "")] for part in parts]
+
+
+def _counted_once(host: dict[str, Any], share: float) -> dict[str, Any]:
+    """A host's row with this share of what was read from the job's cgroup; what is the processes' own stays whole."""
+    job = {"oom_kills"}
+    job |= {"wall_s", "cpu_s", "cpu_recorded_s"} if host["cpu_source"] == "cgroup" else set()
+    job |= {"read_b", "write_b"} if host["io_source"] == "cgroup" else set()
+    return host | {name: _times(host[name], share) for name in job}
 
 
 def _gpus_once(parts: Sequence["Digest"]) -> list[tuple[float, float | None]]:
@@ -183,7 +220,7 @@ def _by_time(values: Sequence[tuple[float | None, float]]) -> float | None:
 
 
 def _coverage(hosts: Sequence[dict[str, Any]]) -> float:
-    expected = sum(summary["samples_expected"] for summary in hosts)
+    expected = sum(summary["samples_expected"] for summary in hosts) or 1.0
     return min(100.0, 100 * sum(summary["samples"] for summary in hosts) / expected)
 
 
@@ -220,12 +257,18 @@ def _percent(part: float | None, whole: float) -> float | None:
     return None if part is None or whole <= 0 else 100 * part / whole
 
 
-def nodes(parts: Sequence["Digest"]) -> list[dict[str, Any]]:
-    """The recordings of a run by node: what its processes got of the cores, and what they waited for."""
+def nodes(parts: Sequence["Digest"], allotted_s: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The recordings of a run by node: what its processes got of the cores, and what they waited for.
+
+    `allotted_s` are the seconds for which the run held each node: one that was never recorded has a row too.
+    """
     rows = []
-    for node in sorted({part.node for part in parts}):
-        hosts = [part.host for part in parts if part.node == node]
+    for node in sorted({part.node for part in parts} | allotted_s.keys()):
+        own = [part for part in parts if part.node == node]
+        hosts = [part.host for part in own]
         wall_s = sum(host["wall_s"] for host in hosts)
+        recorded_s = covered_s([part.span_s for part in own])
+        of_s = max(allotted_s.get(node, 0.0), recorded_s)
         rows.append(
             {
                 "node": node,
@@ -236,7 +279,15 @@ def nodes(parts: Sequence["Digest"]) -> list[dict[str, Any]]:
                 "mem_peak_gib": _gib(largest(host["mem_peak_b"] for host in hosts)),
                 "net_rx_gib": _gib(total(host["net_rx_b"] for host in hosts)),
                 "net_tx_gib": _gib(total(host["net_tx_b"] for host in hosts)),
-                "coverage_pct": _coverage(hosts),
+                "coverage_pct": _coverage(hosts) * recorded_s / of_s if of_s else 0.0,
+                "recorded_hours": recorded_s / 3600,
+                "of_hours": of_s / 3600,
             }
         )
     return rows
+
+
+def is_short(host: Mapping[str, Any]) -> bool:
+    """Whether a node's recording leaves out more of the run than its last batch, which a live one has not written."""
+    missing_s = 3600 * (host["of_hours"] - host["recorded_hours"])
+    return missing_s > LAST_BATCH_S and 100 * host["recorded_hours"] < WHOLE_PCT * host["of_hours"]

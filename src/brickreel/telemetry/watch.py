@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from brickreel.telemetry import digest, project, recorder, summary
+from brickreel.telemetry import digest, project, recorder, summary, training
 from brickreel.telemetry.live import Live, State
 from brickreel.telemetry.render.numbers import plain
 from brickreel.telemetry.render.text import clean
@@ -73,7 +73,7 @@ class Findings:
 def look(run: str) -> list[dict[str, Any]]:
     """Findings about one run from all that it has written."""
     files = project.one_run(run)
-    recorded = digest.read_all(recorder.FOLDER, [], only=("train", run))
+    recorded = digest.read_all(recorder.FOLDER, [], ("train", run), training.members_of(files.runs))
     tree, _ = summary.assemble(files, recorded)
     return tree["findings"]
 
@@ -85,7 +85,8 @@ def picture(state: State, findings: list[dict[str, Any]]) -> RenderableType:
         parts.append(_nodes(state))
     slow = [rank for rank in state.ranks if rank["behind"] > 1 or (rank["slower_pct"] or 0) > 2]
     if len(state.ranks) > 1:
-        parts.append(_ranks(slow, len(state.ranks)))
+        measured = any(rank["slower_pct"] is not None for rank in state.ranks)
+        parts.append(_ranks(slow, len(state.ranks), measured))
     if state.gauge:
         parts.append(_gauge(state))
     parts.append(_findings(findings))
@@ -154,9 +155,10 @@ def _nodes(state: State) -> RenderableType:
     return table
 
 
-def _ranks(slow: list[dict[str, Any]], count: int) -> RenderableType:
+def _ranks(slow: list[dict[str, Any]], count: int, measured: bool) -> RenderableType:
     if not slow:
-        return Text(f"all {count} ranks keep pace", style="dim")
+        pace = "keep pace" if measured else f"are at the same step; slow ranks: {training.NOT_TOLD}"
+        return Text(f"all {count} ranks {pace}", style="dim")
     worst = sorted(slow, key=lambda rank: (-rank["behind"], -(rank["slower_pct"] or 0)))[:5]
     said = [
         f"rank {rank['rank']} ({clean(rank['node'])}): "

@@ -12,7 +12,7 @@ from brickreel.telemetry.render.numbers import plain
 
 def time_bar(run: Mapping[str, Any], words: Mapping[str, str]) -> Markup:
     """Where the time of a run went."""
-    shares = [(words[cause], share, f"cause-{cause}") for cause, share in run["time_pct"].items()]
+    shares = [(words[cause], share, f"cause-{cause}") for cause, share in run["time_pct"].items() if share is not None]
     said = ", ".join(f"{name} {share:.1f} %" for name, share, _ in shares if share >= 0.05)
     return svg.stacked_bar(f"Where the time of {run['run']} went", said, shares)
 

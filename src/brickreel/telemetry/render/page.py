@@ -12,6 +12,8 @@ from brickreel.telemetry.heat import Maps
 from brickreel.telemetry.render import charts, scores
 from brickreel.telemetry.render.numbers import Numbers, hours_scale, plain
 from brickreel.telemetry.render.words import CAUSE_PHRASES, CAUSE_WORDS
+from brickreel.telemetry.training import NOT_TOLD
+from brickreel.telemetry.usage import WHOLE_PCT
 
 
 def page(
@@ -40,6 +42,8 @@ def page(
         "script": _asset("page.js"),
         "charts": charts,
         "markup": Markup,
+        "whole_pct": WHOLE_PCT,
+        "not_told": NOT_TOLD,
     }
     template = environment.get_template("page.html.j2")
     return template.render(s=summary, maps=maps, media=media, title=title, headline=headline(summary))
@@ -65,13 +69,16 @@ def headline(summary: Mapping[str, Any]) -> list[str]:
         sentence = (
             f"{run['run']}: {plain(shares['goodput'], 1)} % of {plain(hours * scale)} {shown_unit} trained the model"
         )
-        causes = [cause for cause in shares if cause != "goodput"]
+        if shares["comm_exposed"] is None:
+            sentence += ", communication that was not measured included"
+        causes = [cause for cause in shares if cause != "goodput" and shares[cause] is not None]
         worst = max(causes, key=lambda cause: shares[cause])
         if shares[worst] >= 1:
             sentence += f"; the largest other part went into {CAUSE_PHRASES[worst]}, {plain(shares[worst], 1)} %"
-        if run["stragglers"]:
-            item = run["stragglers"][0]
+        if slow := [*run["slow_nodes"], *run["stragglers"]]:
+            item = max(slow, key=lambda item: item["cost_hours"])
             scale, shown_unit = hours_scale(item["cost_hours"], unit)
-            sentence += f"; rank {item['rank']} cost {plain(item['cost_hours'] * scale)} {shown_unit}"
+            name = f"rank {item['rank']}" if "rank" in item else f"the slow node {item['node']}"
+            sentence += f"; {name} cost {plain(item['cost_hours'] * scale)} {shown_unit}"
         sentences.append(sentence + ".")
     return sentences

@@ -54,9 +54,11 @@ def _table(run: Mapping[str, Any], scores: Sequence[tuple[int, Any]], kind: tupl
         cells = [f"scores.{at[step]}" if step in at else None for step in steps]
         if ceiling:
             cells.append(f"ceiling.{ceiling[name]}" if name in ceiling else None)
-        rows.append(
-            Row(name.replace("_", " "), score["unit"] or "", score.get("better") or "", cells, score["reason"] or "")
-        )
+        reasons = [score["reason"]]
+        if name in ceiling and (held_out := run["ceiling"][ceiling[name]].get("reason")):
+            reasons.append(f"held-out clips: {held_out}")
+        reason = "; ".join(filter(None, reasons))
+        rows.append(Row(name.replace("_", " "), score["unit"] or "", score.get("better") or "", cells, reason))
     heads = ["base model" if step == 0 else f"step {step:,}" for step in steps] + (
         ["held-out clips"] if ceiling else []
     )

@@ -6,6 +6,8 @@ from typing import Any
 
 from brickreel.telemetry.render.numbers import hours_scale, plain
 from brickreel.telemetry.render.words import CAUSE_WORDS
+from brickreel.telemetry.training import NOT_TOLD
+from brickreel.telemetry.usage import WHOLE_PCT
 
 WIDTH = 80
 LABEL, METER = 30, 34
@@ -88,8 +90,14 @@ def _run(run: Mapping[str, Any]) -> Iterator[str]:
     if energy["kwh"] is not None:
         cost = f", {plain(energy['usd_gpu'], 2)} USD" if energy["usd_gpu"] is not None else ""
         carbon = f", {plain(energy['co2_kg'])} kg CO2" if energy["co2_kg"] is not None else ""
-        yield f"  {'energy':<{LABEL}} {plain(energy['kwh'])} kWh{cost}{carbon}"
+        part = energy["recorded_pct"]
+        of = f" of {plain(part, 1)} % of the GPU time" if part is not None and part < WHOLE_PCT else ""
+        yield from wrapped(
+            f"{plain(energy['kwh'])} kWh{of}{cost}{carbon}", " " * (LABEL + 3), f"  {'energy':<{LABEL}} "
+        )
     yield meter("goodput", run["time_pct"]["goodput"])
+    if run["steps_unsaved"]:
+        yield f"    {counted(run['steps_unsaved'], 'step')} not yet in a checkpoint"
     yield meter("MFU", run["mfu_pct"], run["mfu_missing"] or "")
     for name, key in (
         ("time with a kernel", "kernel_time_pct"),
@@ -99,9 +107,13 @@ def _run(run: Mapping[str, Any]) -> Iterator[str]:
         known = [gpu[key] for gpu in run["gpu_devices"] if gpu[key] is not None]
         if known:
             yield meter(name, sum(known) / len(known))
-    for cause, share in sorted(run["time_pct"].items(), key=lambda item: -item[1]):
-        if cause != "goodput" and share >= 0.5:
+    for cause, share in sorted(run["time_pct"].items(), key=lambda item: -(item[1] or 0)):
+        if share is None:
+            yield meter(f"lost: {CAUSE_WORDS[cause]}", None, "within goodput")
+        elif cause != "goodput" and share >= 0.5:
             yield meter(f"lost: {CAUSE_WORDS[cause]}", share)
+    if run["slow_ranks_missing"] == NOT_TOLD:
+        yield f"  {'slow ranks':<{LABEL}} {NOT_TOLD}"
     yield from _nodes(run)
 
 
@@ -112,13 +124,16 @@ def _nodes(run: Mapping[str, Any]) -> Iterator[str]:
         active = f"; {counted(len(gpus), 'GPU')}, SM {sum(known) / len(known):.0f} %" if known else ""
         cores = f"{_number(host['cores_mean'])} of {_number(host['cores_allowed'], 0)} cores"
         name = clean(host["node"])[:LABEL]
+        if not host["recorded_hours"]:
+            yield f"  {name:<{LABEL}} not recorded"
+            continue
         yield f"  {name:<{LABEL}} {cores}, {_number(host['mem_peak_gib'])} GiB{active}"[:WIDTH]
     if len(run["hosts"]) > MOST_NODES:
         yield f"  and {len(run['hosts']) - MOST_NODES} nodes more"
 
 
-def _cost(hours: float) -> str:
-    scale, unit = hours_scale(hours, "hours")
+def _cost(hours: float, unit: str) -> str:
+    scale, unit = hours_scale(hours, unit)
     return f"{plain(hours * scale)} {unit}"
 
 
@@ -130,7 +145,9 @@ def _findings(findings: list[dict[str, Any]]) -> Iterator[str]:
     yield "--------"
     for finding in findings[:MOST_FINDINGS]:
         yield from wrapped(finding["claim"], "    ", f"  {finding['severity'].upper()}: ")
-        cost = f"Cost {_cost(finding['cost_hours'])}. " if finding["cost_hours"] is not None else ""
+        cost = (
+            f"Cost {_cost(finding['cost_hours'], finding['cost_unit'])}. " if finding["cost_hours"] is not None else ""
+        )
         yield from wrapped(f"{cost}Next: {finding['do']}", "      ", "    ")
     if len(findings) > MOST_FINDINGS:
         yield f"  and {len(findings) - MOST_FINDINGS} more on the page"

@@ -8,7 +8,8 @@ CAUSE_WORDS = {
     "comm_exposed": "exposed communication",
     "checkpoint": "checkpoints",
     "eval": "held-out loss",
-    "redone": "redone or skipped steps",
+    "redone": "redone or lost steps",
+    "skipped": "skipped steps",
     "tail": "after the last step",
     "unknown": "unknown",
 }
