@@ -19,6 +19,7 @@ logger = logging.getLogger("brickreel")
 
 CHECKED = ("preflight", "train")
 RECENT_S = 24 * 3600.0
+"""After a day a node may have been mended: it is tried again."""
 READINGS = ("earlier-*.json", "health.json", "attempt-*.json")
 
 
@@ -88,8 +89,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _reason(health: dict[str, Any], node: str) -> str:
-    failed = (check for check in health.get("checks", ()) if check["node"] == node and check["result"] == "fail")
-    return next((str(check["reason"]) for check in failed), "it failed a check")
+    failed = (
+        check for check in health.get("checks", ()) if check.get("node") == node and check.get("result") == "fail"
+    )
+    return next((str(check.get("reason")) for check in failed), "it failed a check")
 
 
 def _spare(nodes: list[str], resources: Resources) -> list[str]:
