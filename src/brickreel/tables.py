@@ -240,11 +240,11 @@ SCHEMAS = {
             ("data_s", pa.float64()),  # blocked in the loader
             ("forward_s", pa.float64()),
             ("backward_s", pa.float64()),
-            ("comm_s", pa.float64()),  # exposed communication
+            ("comm_s", pa.float64()),  # exposed communication; null where the backend cannot tell it, as on GPUs
             ("optimizer_s", pa.float64()),
             ("checkpoint_s", pa.float64()),
             ("gauge_s", pa.float64()),
-            ("local_s", pa.float64()),  # own work before the first collective
+            ("local_s", pa.float64()),  # own work before the step's first collective; null where weights are sharded
             ("samples", pa.int32()),  # of this rank
             ("sample_ids", pa.list_(pa.string())),
             ("tokens", pa.int64()),

@@ -70,6 +70,12 @@ def test_steps_after_the_last_checkpoint_are_lost_with_a_dead_run(tmp_path):
     first, second = attempts(tmp_path, log, saved_step=4)
     assert (first.kept.tolist(), second.kept.tolist()) == ([True, True, True, False], [True, False, False])
     assert goodput.causes(second)["redone"] == pytest.approx(2)
+    rates = goodput.throughput([first, second])
+    assert rates["clips_trained"] == 2 * 4
+    assert rates["clips_per_hour_of_steps"] == pytest.approx(2 * 3600), "as fast as the steps were"
+    nothing = attempts(tmp_path, log, saved_step=0)
+    assert goodput.throughput(nothing)["clips_per_hour"] == 0
+    assert goodput.model_flops(nothing)["tflop_per_s"] == pytest.approx(1)
 
 
 def test_communication_that_no_backend_could_tell_is_not_measured_and_within_goodput(tmp_path):

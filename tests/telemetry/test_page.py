@@ -328,6 +328,8 @@ def test_a_failed_run_lost_what_no_checkpoint_holds(project, monkeypatch, capsys
     assert (run["steps_kept"], run["steps_unsaved"]) == (100, 0)
     assert run["attempts"][0]["steps_redone"] == run["steps_computed"] - 100
     assert run["time_pct"]["goodput"] < 30
+    assert run["curve"]["step"][-1] == run["last_step"], "what was learned and lost is still shown"
+    assert run["mfu_pct"] > 30
     assert "the largest other part went into redone or lost steps" in page
 
 

@@ -42,6 +42,8 @@ class Attempt:
     log: Steps
     kept: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     """Steps whose result survived [steps]."""
+    newest: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    """Steps that changed the weights and that no later attempt computed again: kept, or lost with the run [steps]."""
     outcome: str | None = None
     """None where no end was recorded: cut off, or still running."""
     reason: str | None = None
@@ -121,9 +123,10 @@ def _attempt(
 
 def _mark_kept(attempts: Sequence[Attempt], saved_step: float) -> None:
     """A step's result survived unless it was lost, or a later attempt computed that step, or an earlier one, again."""
-    redone_from = saved_step + 1
+    redone_from = np.inf
     for attempt in reversed(attempts):
-        attempt.kept = (attempt.steps < redone_from) & ~attempt.log.skipped
+        attempt.newest = (attempt.steps < redone_from) & ~attempt.log.skipped
+        attempt.kept = attempt.newest & (attempt.steps <= saved_step)
         if len(attempt.steps):
             redone_from = min(redone_from, attempt.steps[0])
 
@@ -211,25 +214,31 @@ def data_wait_pct(attempts: Sequence[Attempt]) -> float | None:
 
 
 def throughput(attempts: Sequence[Attempt]) -> dict[str, float | None]:
-    """Clips of kept steps per hour: of the allocation, of step time, and per GPU-hour."""
+    """Clips of kept steps per hour of the allocation and per GPU-hour; of step time also those of lost steps."""
     clips = sum(float(np.nansum(attempt.durations["samples"][attempt.kept])) for attempt in attempts)
     allocated_h = sum(attempt.length_s for attempt in attempts) / 3600
-    stepping_h = sum(float(step_wall(attempt)[attempt.kept].sum()) for attempt in attempts) / 3600
+    computed = sum(float(np.nansum(attempt.durations["samples"][attempt.newest])) for attempt in attempts)
+    stepping_h = sum(float(step_wall(attempt)[attempt.newest].sum()) for attempt in attempts) / 3600
     gpu_h = sum(attempt.length_s * attempt.gpus for attempt in attempts) / 3600
     return {
         "clips_trained": clips,
         "clips_per_hour": clips / allocated_h if allocated_h else None,
-        "clips_per_hour_of_steps": clips / stepping_h if stepping_h else None,
+        "clips_per_hour_of_steps": computed / stepping_h if stepping_h else None,
         "clips_per_gpu_hour": clips / gpu_h if gpu_h else None,
     }
 
 
 def model_flops(attempts: Sequence[Attempt]) -> dict[str, float | None]:
-    """FLOPs of kept steps, forward and backward without recomputation, and their rate over step time."""
+    """FLOPs of steps that were not computed again later, and their rate over step time.
+
+    Forward and backward, without recomputation.
+    """
     flops = [attempt.durations["flops"] for attempt in attempts]
-    work = sum(float(np.nansum(f[attempt.kept], dtype=np.float64)) for f, attempt in zip(flops, attempts, strict=True))
-    seconds = sum(float(step_wall(attempt)[attempt.kept].sum()) for attempt in attempts)
-    weighted = sum(float(step_wall(attempt)[attempt.kept].sum()) * attempt.gpus for attempt in attempts)
+    work = sum(
+        float(np.nansum(f[attempt.newest], dtype=np.float64)) for f, attempt in zip(flops, attempts, strict=True)
+    )
+    seconds = sum(float(step_wall(attempt)[attempt.newest].sum()) for attempt in attempts)
+    weighted = sum(float(step_wall(attempt)[attempt.newest].sum()) * attempt.gpus for attempt in attempts)
     known = any(not np.isnan(f).all() for f in flops)
     return {
         "model_flops": work if known else None,

@@ -347,12 +347,12 @@ def _product(a: float | None, b: float | None) -> float | None:
 
 
 def _curve(attempts: Sequence[Attempt]) -> dict[str, list[Any]]:
-    """Loss, gradient norm and learning rate over kept steps, reduced to means of equal spans."""
-    numbers = np.concatenate([attempt.steps[attempt.kept] for attempt in attempts] or [np.zeros(0, np.int64)])
+    """Loss, gradient norm and learning rate over steps that were not computed again: means of equal spans."""
+    numbers = np.concatenate([attempt.steps[attempt.newest] for attempt in attempts] or [np.zeros(0, np.int64)])
     if not len(numbers):
         return {"step": [], "loss": [], "loss_low": [], "loss_high": [], "grad_norm": [], "lr": []}
     values = {
-        name: np.concatenate([attempt.log.by_step[name][attempt.kept] for attempt in attempts])
+        name: np.concatenate([attempt.log.by_step[name][attempt.newest] for attempt in attempts])
         for name in ("loss", "grad_norm", "lr")
     }
     parts = np.array_split(np.argsort(numbers), min(CURVE_POINTS, len(numbers)))
