@@ -177,6 +177,15 @@ def test_a_film_out_of_reach_for_a_reason_that_passes_stops_the_stage_at_once(fi
     assert len(rows()) == len(before)
 
 
+def test_a_link_to_a_file_system_that_is_away_stops_the_stage(films_project):
+    (films_project / "mounted").mkdir()
+    (films_project / project.SECOND).rename(films_project / "hidden")
+    (films_project / project.SECOND).symlink_to(films_project / "mounted" / "film.mp4")
+    shutil.rmtree(analyze.FINISHED)
+    with pytest.raises(FileNotFoundError, match="is a file system not mounted here"):
+        project.run("analyze")
+
+
 def test_a_film_that_is_added_is_decoded_and_no_other(films_project, decoded):
     before = rows()
     third = films_project / "third.mp4"

@@ -76,7 +76,7 @@ def _finished(film: Mapping[str, Any], settings: Analyze, bar: Bar) -> tuple[Pat
         found = _read(film, settings, bar)
         rows, reason = as_table(film["film_id"], found, _lost(film, len(found))), ""
     except ValueError as error:
-        reason = exits.unopened(film["path"]) or str(error)
+        reason = exits.unopened(os.path.realpath(film["path"])) or str(error)
         logger.info("analyze: %s: failed: %s", film["path"], reason)
         rows = _failure(film["film_id"], reason)
     tables.write("signals", part, rows)
