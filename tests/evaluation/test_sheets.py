@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from brickreel.evaluation import sheets
+from brickreel.films import video
 
 
 def test_a_sheet_of_more_pictures_than_one_looks_at_shows_some(tmp_path):
@@ -37,5 +38,30 @@ def test_sheet_without_pictures_or_with_wrong_labels_is_refused_and_leaves_no_fi
 
 
 def test_spread_takes_first_and_last_pose():
-    video = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
-    assert [int(frame.item()) for frame in sheets.spread(video, 4)] == [0, 3, 6, 9]
+    assert sheets.spread(10, 4) == [0, 3, 6, 9]
+    assert sheets.spread(2, 4) == [0, 0, 1, 1]
+
+
+def test_pictures_hold_what_a_sheet_shows_and_nothing_else_of_the_video(tmp_path):
+    frames = np.repeat(np.arange(0, 240, 10, dtype=np.uint8), 480 * 640 * 3).reshape(-1, 480, 640, 3)
+    video.write(tmp_path / "a.mp4", frames, 8.0)
+    found = sheets.pictures(tmp_path / "a.mp4", [0, 23])
+    assert [picture.shape for picture in found] == [(240, 320, 3)] * 2
+    assert [abs(float(picture.mean()) - level) < 3 for picture, level in zip(found, (0, 230), strict=True)] == [
+        True
+    ] * 2
+    assert found[0].base is None or found[0].base.nbytes <= 2 * found[0].nbytes
+
+
+def test_letters_that_no_font_here_has_are_named_otherwise():
+    assert sheets.readable("a red bríck: ünd", "id") == "a red bríck: ünd"
+    assert sheets.readable("a \U00013000 bird", "id") == "id"
+    cyrillic = any(sheets._font(name, sheets.TEXT) for name in sheets.FONTS[1:])
+    assert sheets.readable("красный кирпич", "id") == ("красный кирпич" if cyrillic else "id")
+
+
+def test_a_label_of_wide_letters_stays_left_of_its_pictures(tmp_path):
+    picture = np.full((132, 132, 3), 255, np.uint8)
+    sheets.grid(tmp_path / "a.jpg", [[picture]], ["W" * 200], ["0"], "t")
+    assert sheets._letters(ImageDraw.Draw(Image.new("RGB", (9, 9))), "W" * 200, sheets._font_for("W", 15)) < 20
+    assert sheets._letters(ImageDraw.Draw(Image.new("RGB", (9, 9))), "i" * 200, sheets._font_for("i", 15)) == 26

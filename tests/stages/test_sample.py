@@ -10,11 +10,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from brickreel import config, files, tables
-from brickreel.evaluation import jobs, prompts, weights
+from brickreel.evaluation import jobs, prompts, sheets, weights
 from brickreel.films import video
 from brickreel.models.pipeline import OpenSoraPipeline
 from brickreel.stages import sample
 from evaluation import project
+from films import memory
 from training import ranks
 
 
@@ -158,13 +159,36 @@ def test_new_weights_and_new_settings_make_new_videos(finished):
     weights = jobs.Weights(4, "ema", folder, final=True, identity="a")
     job = jobs.Job(row["prompt"], row["seed"], weights)
     keys = {
-        jobs.key(job, settings.sample, settings.base),
-        jobs.key(job._replace(weights=weights._replace(identity="b")), settings.sample, settings.base),
-        jobs.key(job, changed(settings, steps=3).sample, settings.base),
-        jobs.key(job, changed(settings, hold=2).sample, settings.base),
+        jobs.key(job, settings.sample),
+        jobs.key(job._replace(weights=weights._replace(identity="b")), settings.sample),
+        jobs.key(job, changed(settings, steps=3).sample),
+        jobs.key(job, changed(settings, hold=2).sample),
+        jobs.key(job, changed(settings, device="cuda" if jobs._device(settings.sample) == "cpu" else "cpu").sample),
     }
-    assert len(keys) == 4
-    assert jobs.key(job, changed(settings, device="cpu").sample, settings.base) in keys
+    assert len(keys) == 5
+    assert jobs.key(job, changed(settings, device=jobs._device(settings.sample)).sample) in keys
+
+
+@pytest.mark.parametrize("part", ["transformer", "autoencoder", "text_encoder"])
+def test_a_part_of_the_base_model_that_is_replaced_in_its_folder_makes_new_videos(
+    finished, tmp_path, monkeypatch, part
+):
+    folder, settings = finished
+    shutil.copytree(folder / "base", tmp_path / "base")
+    shutil.copytree(folder / "results/train", tmp_path / "results/train")
+    monkeypatch.chdir(tmp_path)
+
+    def keys():
+        found = weights.available("r", settings.sample, settings.run("r"), settings.base)
+        found += weights.during("r", settings.sample, settings.run("r"), settings.base, "step-00000002")
+        return {jobs.key(jobs.Job("a", 0, one), settings.sample) for one in found}
+
+    before = keys()
+    assert keys() == before
+    place = next((tmp_path / "base" / part).glob("*.safetensors"))
+    state = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in load_file(place).items()}
+    save_file(state, place)
+    assert not keys() & before
 
 
 def test_the_base_model_has_its_own_sampler_before_a_run_with_another_objective(finished, tmp_path, monkeypatch):
@@ -285,6 +309,33 @@ def test_one_checkpoint_is_sampled_while_training_goes_on(finished, tmp_path, mo
     assert kinds == {("ema", 1, "ok"), ("raw", 1, "ok")}
     with pytest.raises(FileNotFoundError, match="step-00009999 is not there, or not any more"):
         sample.run(settings, "r", checkpoint="step-00009999")
+
+
+def test_the_checkpoint_that_became_the_final_weights_is_left_to_the_stage(finished, tmp_path, monkeypatch):
+    source, settings = finished
+    shutil.copytree(source, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    files.write_json("results/train/r/final/final.json", {"step": 4})
+    before = {path: path.stat().st_mtime_ns for path in Path("results/sample/r").rglob("*")}
+    sample.run(settings, "r", checkpoint="step-00000004")
+    assert {path: path.stat().st_mtime_ns for path in Path("results/sample/r").rglob("*")} == before
+    sample.run(settings, "r", checkpoint="step-00000002")
+
+
+def test_sheets_read_only_what_they_show_and_keep_no_whole_video(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = np.full((24, 240, 320, 3), 120, np.uint8)
+    video.write("a.mp4", frames, 8.0)
+    row = {"seed": 0, "outcome": "ok", "conditional": True, "length": 1, "weights": "ema", "prompt_id": "p"}
+    row |= {"steps": 1, "sampler": "iddpm", "guidance": 7.0, "frames": 24, "holds": [1] * 24, "path": "a.mp4"}
+    monkeypatch.setattr(sheets, "MOST_ROWS", 6)
+    rows = [row | {"prompt": f"p{number}"} for number in range(8)]
+    # Those after the last row of the sheet are not even opened.
+    rows[6]["path"] = rows[7]["path"] = "none.mp4"
+    taken = memory.peak(lambda: sample._sheet_of_step(rows, tmp_path / "step.jpg", "t"))
+    assert taken < 3 * frames.nbytes
+    sample._sheet_of_run({0: rows, 5: rows}, "r", config.load({}))
+    assert Path("results/sample/r/sheet.jpg").is_file()
 
 
 def test_samples_of_an_earlier_training_of_that_name_are_left_out_and_those_made_during_this_one_stay(

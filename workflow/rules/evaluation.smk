@@ -1,7 +1,9 @@
 # What the model makes now, and what it made before.
 
 # Prompts may stand in a file of their own, which changes without the settings.
-PROMPTS = [str(CONFIG.sample.prompts)] if isinstance(CONFIG.sample.prompts, Path) else []
+PROMPTS = (
+    [str(CONFIG.sample.prompts)] if isinstance(CONFIG.sample.prompts, Path) else []
+)
 
 
 rule sample:

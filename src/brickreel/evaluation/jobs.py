@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from brickreel import config, files
 from brickreel.evaluation import prompts
 
@@ -20,7 +22,7 @@ class Weights(NamedTuple):
     """What the weights are loaded from; None for the base model."""
     final: bool = False
     identity: str = ""
-    """Changes when the weights do: videos of other weights are not taken for these."""
+    """Changes when the weights or parts of the base model do: videos of others are not taken for these."""
     objective: str = "iddpm"
     """What they were trained for, which decides the samplers that suit them."""
 
@@ -71,8 +73,8 @@ def folder(run: str, step: int) -> Path:
     return Path("results/sample") / run / f"step-{step:08d}"
 
 
-def key(job: Job, settings: config.Sample, base: config.Base) -> str:
-    """Hash of everything that decides the pixels of a video."""
+def key(job: Job, settings: config.Sample) -> str:
+    """Hash of everything that decides the pixels of a video, as far as the weights' identity tells them."""
     parts = {
         "prompt": job.prompt,
         "seed": job.seed,
@@ -80,9 +82,15 @@ def key(job: Job, settings: config.Sample, base: config.Base) -> str:
         "length": job.length,
         "weights": [job.weights.step, job.weights.kind, job.weights.identity, job.weights.objective],
         "settings": settings.model_dump(mode="json", include=_PIXELS),
-        "base": base.model_dump(mode="json"),
+        "device": _device(settings),
     }
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _device(settings: config.Sample) -> str:
+    """A GPU computes in bf16, a CPU in fp32."""
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return automatic if settings.device == "auto" else settings.device
 
 
 _PIXELS = {"steps", "sampler", "guidance", "guidance_channels", "resolution", "frames", "pose_rate", "hold"}

@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from brickreel import config
+from brickreel.evaluation import jobs
 from brickreel.evaluation.jobs import Weights
 from brickreel.models import load as load_part
 from brickreel.training import checkpoint
@@ -27,35 +28,44 @@ def available(
     kept = checkpoint.list_checkpoints(results / run / "checkpoints")
     told = trained.read(results / run)
     last = told["step"] if told else kept[-1][0] if kept else run_settings.max_steps
-    objective = run_settings.objective
+    objective, of_base = run_settings.objective, _parts(base)
     found = [
-        Weights(step, kind, folder, identity=_identity(folder), objective=objective)
+        Weights(step, kind, folder, identity=_identity(folder) + of_base, objective=objective)
         for step, folder in (kept if settings.checkpoints == "all" else ())
         # A run that was told to go on has checkpoints beyond its final weights.
         if 0 < step != last
         for kind in settings.weights
     ]
     found += [
-        Weights(last, kind, final / kind, final=True, identity=_identity(final / kind), objective=objective)
+        Weights(last, kind, final / kind, final=True, identity=_identity(final / kind) + of_base, objective=objective)
         for kind in settings.weights
     ]
-    return [Weights(0, "base", None, objective=_of_base(base)), *sorted(found, key=lambda weights: weights.step)]
-
-
-def _of_base(base: config.Base) -> str:
-    return load_part.objective_of(load_part.locate("transformer", **base.transformer.model_dump()))
+    before = load_part.objective_of(load_part.locate("transformer", **base.transformer.model_dump()))
+    ordered = sorted(found, key=lambda weights: weights.step)
+    return [Weights(0, "base", None, identity=of_base, objective=before), *ordered]
 
 
 def during(
-    run: str, settings: config.Sample, run_settings: config.Run, checkpoint_name: str, results: Path = RESULTS
+    run: str,
+    settings: config.Sample,
+    run_settings: config.Run,
+    base: config.Base,
+    checkpoint_name: str,
+    results: Path = RESULTS,
 ) -> list[Weights]:
-    """The weights of one checkpoint while training goes on. Raises FileNotFoundError when it is not there any more."""
+    """The weights of one checkpoint while training goes on; none where they are the final ones, which `available` has.
+
+    Raises FileNotFoundError when it is not there any more.
+    """
+    told = trained.read(results / run)
+    if told and checkpoint_name == jobs.folder(run, told["step"]).name:
+        return []
     kept = {folder.name: (step, folder) for step, folder in checkpoint.list_checkpoints(results / run / "checkpoints")}
     if checkpoint_name not in kept:
         raise FileNotFoundError(f"{results / run}/checkpoints/{checkpoint_name} is not there, or not any more")
     step, folder = kept[checkpoint_name]
-    objective = run_settings.objective
-    return [Weights(step, kind, folder, identity=_identity(folder), objective=objective) for kind in settings.weights]
+    identity, objective = _identity(folder) + _parts(base), run_settings.objective
+    return [Weights(step, kind, folder, identity=identity, objective=objective) for kind in settings.weights]
 
 
 def load(weights: Weights) -> dict[str, Tensor]:
@@ -67,6 +77,16 @@ def load(weights: Weights) -> dict[str, Tensor]:
 
         return read_safetensors(weights.folder)
     return checkpoint.load_weights(weights.folder, weights.kind)
+
+
+def _parts(base: config.Base) -> str:
+    """Tells the base model from another one at the same place.
+
+    Of every set of weights: a checkpoint may hold additions to the transformer only, and all videos are made with the
+    same autoencoder and text encoder.
+    """
+    parts = {name: getattr(base, name).model_dump() for name in ("transformer", "autoencoder", "text_encoder")}
+    return "".join(f";{name}:{load_part.fingerprint(name, **part)}" for name, part in parts.items())
 
 
 def _identity(folder: Path) -> str:

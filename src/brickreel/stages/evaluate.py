@@ -20,7 +20,6 @@ from brickreel.config import Config, RunData
 from brickreel.evaluation import poses, scoring, sheets
 from brickreel.evaluation.correlation import gauge_correlation
 from brickreel.evaluation.scoring import Library, Measured, Scorer
-from brickreel.films import video
 from brickreel.progress import Bar
 
 logger = logging.getLogger("brickreel")
@@ -267,9 +266,11 @@ def _nearest_sheet(
         near, first = library.rows[one.nearest.clip], one.nearest.offset
         last_pose = min(first + one.poses, len(library.thumbnails[one.nearest.clip])) - 1
         theirs = poses.pictures_of(near, [first, last_pose], _stride(data), config.sample.resolution)
-        rows.append([*sheets.spread(video.read(one.row["path"]), 2), *theirs])
+        ours = sheets.pictures(one.row["path"], sheets.spread(sum(one.row["holds"]), 2))
+        rows.append([*ours, *theirs])
+        prompt = sheets.readable(one.row["prompt"], one.row["prompt_id"])
         copied = ": a copy by AuthPct's criterion" if one.values.get(scoring.measures.COPIES.name) == 1.0 else ""
-        labels.append(f"{one.nearest.distance:.2f}{copied}, seed {one.row['seed']}: {one.row['prompt']}")
+        labels.append(f"{one.nearest.distance:.2f}{copied}, seed {one.row['seed']}: {prompt}")
     columns = ["sample, first", "sample, last", "nearest clip, first", "nearest clip, last"]
     subtitle = "distance of normalised thumbnails: 0 is a copy, 1.4 unrelated; nearest pair first"
     sheets.grid(path, rows, labels, columns, f"{run}: nearest training clips", subtitle)

@@ -33,13 +33,17 @@ POSES_ON_SHEET = 8
 def run(config: configuration.Config, run: str, checkpoint: str = "") -> None:
     """Generate the videos that are missing, then write tables and sheets.
 
-    With the name of a `checkpoint` only that one is sampled, while training goes on, and the grid is left alone.
+    With the name of a `checkpoint` only that one is sampled, while training goes on, and the grid is left alone; there
+    is nothing to do where it became the final weights, which have the same step and other videos.
 
     Raises ValueError when there are no prompts or most videos failed, FileNotFoundError before training has ended.
     """
     texts = prompts.read(config.sample)
     if checkpoint:
-        chosen = during(run, config.sample, config.run(run), checkpoint)
+        chosen = during(run, config.sample, config.run(run), config.base, checkpoint)
+        if not chosen:
+            logger.info("sample %s: %s became the final weights, which are sampled with the run", run, checkpoint)
+            return
     else:
         chosen = available(run, config.sample, config.run(run), config.base)
     jobs = owed(texts, chosen, config.sample)
@@ -73,7 +77,7 @@ def _path(job: Job, run: str, config: configuration.Config) -> Path:
 
 
 def _done(job: Job, run: str, config: configuration.Config) -> bool:
-    return finished(_path(job, run, config), key(job, config.sample, config.base)) is not None
+    return finished(_path(job, run, config), key(job, config.sample)) is not None
 
 
 def _generate(jobs: list[Job], run: str, config: configuration.Config, local_rank: int) -> None:
@@ -94,7 +98,7 @@ def _make(job: Job, machine: Generation, broken: str | None, run: str, config: c
     path, hold = _path(job, run, config), config.sample.hold
     if frames is not None:
         video.write(path, frames, config.sample.pose_rate * hold, [hold] * len(frames))
-    finish(path, key(job, config.sample, config.base), _row(job, path, frames, seconds, reason, config.sample))
+    finish(path, key(job, config.sample), _row(job, path, frames, seconds, reason, config.sample))
     if reason:
         logger.warning("sample %s: %s: %s", run, path.name, reason)
 
@@ -129,7 +133,7 @@ def _row(
 
 def _write_tables(jobs: list[Job], run: str, config: configuration.Config) -> dict[int, list[dict[str, Any]]]:
     """One table and one sheet per step. Returns the rows by step."""
-    rows = [recorded(_path(job, run, config), key(job, config.sample, config.base)) for job in jobs]
+    rows = [recorded(_path(job, run, config), key(job, config.sample)) for job in jobs]
     by_step = {step: [row for row in rows if row["step"] == step] for step in sorted({row["step"] for row in rows})}
     for step, of_step in by_step.items():
         tables.write("samples", folder(run, step) / "samples.parquet", of_step)
@@ -170,9 +174,10 @@ def _sheet_of_step(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     shown = [row for row in rows if row["outcome"] == "ok"]
     if not shown:
         return
-    pictures = [sheets.spread(video.read(row["path"]), POSES_ON_SHEET) for row in shown]
+    shown, subtitle = sheets.first_rows(shown, _made(shown[0]))
+    pictures = [sheets.pictures(row["path"], sheets.spread(sum(row["holds"]), POSES_ON_SHEET)) for row in shown]
     labels = [_label(row) for row in shown]
-    sheets.grid(path, pictures, labels, [f"{column + 1}" for column in range(POSES_ON_SHEET)], title, _made(shown[0]))
+    sheets.grid(path, pictures, labels, [f"{column + 1}" for column in range(POSES_ON_SHEET)], title, subtitle)
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -180,7 +185,11 @@ def _label(row: dict[str, Any]) -> str:
     extra = [] if row["conditional"] else ["without its prompt"]
     extra += [f"{row['length']} x the length"] if row["length"] > 1 else []
     extra += [row["weights"]] if row["weights"] == "raw" else []
-    return f"seed {row['seed']}{''.join(', ' + word for word in extra)}: {row['prompt']}"
+    return f"seed {row['seed']}{''.join(', ' + word for word in extra)}: {_prompt(row)}"
+
+
+def _prompt(row: dict[str, Any]) -> str:
+    return sheets.readable(row["prompt"], row["prompt_id"])
 
 
 def _made(row: dict[str, Any]) -> str:
@@ -190,20 +199,19 @@ def _made(row: dict[str, Any]) -> str:
 def _sheet_of_run(by_step: dict[int, list[dict[str, Any]]], run: str, config: configuration.Config) -> None:
     """Rows are prompts and seeds, columns steps; each cell is the middle pose."""
     columns = {step: {(row["prompt"], row["seed"]): row for row in _usual(rows)} for step, rows in by_step.items()}
-    videos = list(dict.fromkeys(video_key for column in columns.values() for video_key in column))
+    # A video of each row, which has its prompt.
+    videos = {of: row for column in columns.values() for of, row in column.items()}
     if not videos:
         raise ValueError("no video with its prompt was made: nothing to put on the sheet")
-    grid = [
-        [_middle(column[video_key]["path"]) if video_key in column else None for column in columns.values()]
-        for video_key in videos
-    ]
-    labels = [f"seed {seed}: {prompt}" for prompt, seed in videos]
-    headings = [f"step {step:,}" if step else "base model" for step in columns]
     any_row = next(row for rows in by_step.values() for row in rows if row["outcome"] == "ok")
+    shown, subtitle = sheets.first_rows(list(videos), _made(any_row))
+    steps = sheets.some_columns(list(columns))
+    grid = [[_middle(columns[step][of]) if of in columns[step] else None for step in steps] for of in shown]
+    labels = [f"seed {of[1]}: {_prompt(videos[of])}" for of in shown]
+    headings = [f"step {step:,}" if step else "base model" for step in steps]
     path = Path("results/sample") / run / "sheet.jpg"
-    sheets.grid(path, grid, labels, headings, f"{run}: before and after fine-tuning", _made(any_row))
+    sheets.grid(path, grid, labels, headings, f"{run}: before and after fine-tuning", subtitle)
 
 
-def _middle(path: str) -> sheets.Picture:
-    frames = video.read(path)
-    return frames[len(frames) // 2]
+def _middle(row: dict[str, Any]) -> sheets.Picture:
+    return sheets.pictures(row["path"], [sum(row["holds"]) // 2])[0]
