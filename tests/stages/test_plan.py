@@ -265,3 +265,39 @@ def test_prompts_that_are_too_long_for_the_model_are_told_before_training():
     with pytest.raises(ValueError, match="201 text tokens here, but the model takes 200"):
         planned(settings, index)
     assert not Path("results/plan/r/plan.json").exists()
+
+
+def test_more_gpus_than_micro_batches_are_no_faster_and_that_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(plan.logger, "propagate", True)
+    monkeypatch.setenv("BRICKREEL_GPU", "NVIDIA H100 80GB HBM3")
+    got = {}
+    for gpus in (16, 24, 32, 64):
+        monkeypatch.setenv("BRICKREEL_GPUS", str(gpus))
+        settings = origin({32: (1.0, 1)}, ema_decay=0.99)
+        got[gpus] = planned(settings, rows(settings.runs["r"].data, "360p-32", 64, 32, (360, 640)))
+    assert got[64]["step_s"] == got[32]["step_s"]
+    assert got[24]["step_s"] == got[16]["step_s"]
+    assert got[16]["step_s"]["value"] == pytest.approx(2 * got[32]["step_s"]["value"], rel=1e-3)
+    assert got[64]["gpu_hours"]["value"] == pytest.approx(2 * got[32]["gpu_hours"]["value"], rel=1e-3)
+    assert [len(got[gpus]["warnings"]) for gpus in (16, 24, 32, 64)] == [0, 1, 0, 1]
+    assert "32 ranks are as fast, the other 32 are paid for nothing" in caplog.text
+
+
+def test_a_lora_run_has_a_shorter_backward_pass(monkeypatch):
+    monkeypatch.setenv("BRICKREEL_GPU", "NVIDIA H100 80GB HBM3")
+    monkeypatch.setenv("BRICKREEL_GPUS", "8")
+    times, flops = {}, {}
+    for name, changes in {
+        "whole": {},
+        "additions": {"lora": {}},
+        "again": {"lora": {}, "grad_checkpoint": False},
+    }.items():
+        settings = origin({32: (1.0, 1)}, **({"grad_checkpoint": True} | changes))
+        got = planned(settings, rows(settings.runs["r"].data, "360p-32", 64, 32, (360, 640)))
+        times[name], flops[name] = got["step_s"]["value"], got["flops_per_step"]
+    assert 2 / 3 < flops["additions"] / flops["whole"] < 0.75
+    # What is recomputed is one forward pass in both.
+    assert times["additions"] / times["whole"] == pytest.approx(
+        (3 * flops["additions"] / flops["whole"] + 1) / 4, rel=1e-3
+    )
+    assert times["again"] < times["additions"]

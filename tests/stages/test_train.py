@@ -3,12 +3,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from brickreel import config, files
+from brickreel.cluster import exits, lock
 from brickreel.models import load
 from brickreel.models.stdit2 import model
 from brickreel.stages import train
-from training import project
+from training import project, ranks
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def test_the_run_leaves_what_the_stages_after_it_read(trained):
     folder = trained / "results/train/small"
     assert {path.name for path in folder.iterdir()} == {
         *("attempts.jsonl", "checkpoints", "dataset.json", "final", "gauge.jsonl", "settings.json", "steps"),
-        "tensorboard",
+        *("tensorboard", "train.lock"),
     }
     assert config.Run.model_validate(files.read_json(folder / "settings.json")).max_steps == 2
     about = files.read_json(folder / "dataset.json")
@@ -57,6 +59,53 @@ def test_raising_max_steps_continues_a_finished_run(trained, tmp_path):
     assert [(row["attempt"], row["step"]) for row in project.step_rows(folder)] == [(0, 1), (0, 2), (1, 3)]
     assert files.read_json(folder / "results/train/small/final/final.json")["step"] == 3
     assert [row["outcome"] for row in project.attempts(folder)] == ["ok", "ok"]
+
+
+def test_lowering_max_steps_takes_the_checkpoint_of_that_step_or_says_which_there_are(tmp_path):
+    project.make(tmp_path, max_steps=4, gauge_every=9, checkpoint_every=2)
+    project.train_here(tmp_path)
+    project.change(tmp_path, max_steps=3)
+    with pytest.raises(ValueError, match=r"max_steps is 3, and training is at step 4 already: set it to .*\(2, 4\)"):
+        project.train_here(tmp_path)
+    project.change(tmp_path, max_steps=2)
+    project.train_here(tmp_path)
+    assert files.read_json(tmp_path / "results/train/small/final/final.json")["step"] == 2
+    final, second = project.final_weights(tmp_path), project.checkpoint_tensors(tmp_path, 2)
+    trained = [name.removeprefix("model.") for name in second if name.startswith("model.")]
+    assert all(torch.equal(final[name], second[f"model.{name}"]) for name in trained)
+    project.change(tmp_path, max_steps=5)
+    project.train_here(tmp_path)
+    assert [row["step"] for row in project.step_rows(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_second_process_of_a_run_ends_before_it_touches_anything(tmp_path, monkeypatch):
+    project.make(tmp_path, backend="ddp")
+    folder = tmp_path / "results/train/small"
+    half = folder / "checkpoints/.step-00000002.partial"
+    half.mkdir(parents=True)
+    with lock.acquire(folder / "train.lock", ""):
+        monkeypatch.setattr(lock, "LAUNCH_PATIENCE_S", 0.0)
+        with pytest.raises(OSError, match=r"'small' is being trained by process \d+ on") as caught:
+            project.train_here(tmp_path)
+        assert exits.passes(caught.value), "a lost node's lock may stand for a while: no verdict"
+        assert {path.name for path in folder.iterdir()} == {"checkpoints", "train.lock"}
+        assert half.is_dir()
+    project.change(tmp_path, max_steps=1)
+    project.train_here(tmp_path)
+    assert not half.exists()
+
+
+@pytest.mark.slow  # ranks wait half a minute for whoever may be about to end
+def test_a_second_job_of_a_run_ends_on_all_ranks_with_one_sentence_and_no_verdict(tmp_path):
+    project.make(tmp_path, backend="ddp")
+    verdict = tmp_path / "verdict"
+    words = [word for word in project.words() if word != "--debug"]
+    with lock.acquire(tmp_path / "results/train/small/train.lock", ""):
+        assert ranks.run(tmp_path, words, 2, BRICKREEL_VERDICT=str(verdict)) == [1, 1]
+    for rank in (0, 1):
+        last = (tmp_path / f"rank-{rank}.log").read_text().splitlines()[-1]
+        assert "brickreel train: 'small' is being trained by process" in last
+    assert not verdict.exists()
 
 
 def test_weights_of_another_recipe_pass_neither_as_finished_nor_as_a_start(trained, tmp_path):

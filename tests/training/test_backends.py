@@ -80,6 +80,17 @@ def test_a_skipped_step_leaves_no_gradient_and_no_trace():
     assert backend.updates() == 0
 
 
+def test_a_rank_that_is_alone_knows_that_it_waits_for_none_and_a_gpu_among_others_does_not_know():
+    alone = build()
+    assert alone.tells_comm
+    assert alone.tells_local
+    among = build()
+    among.world_size = 2
+    assert (among.tells_comm, among.tells_local) == (True, True)
+    among.device = torch.device("cuda")
+    assert (among.tells_comm, among.tells_local) == (False, True)
+
+
 def test_the_default_backend_follows_the_machine():
     cuda = torch.device("cuda", 0)
     assert [backends.choose("auto", *place) for place in ((1, CPU), (8, CPU), (1, cuda), (8, cuda))] == [

@@ -7,7 +7,7 @@ import torch
 
 from brickreel import files
 from brickreel.cluster.exits import INTERRUPTED
-from brickreel.training import latents, lora
+from brickreel.training import latents, loop, lora
 from brickreel.training.checkpoint import list_checkpoints, read_state
 from training import project, ranks
 
@@ -37,6 +37,7 @@ def test_any_number_of_ranks_shows_the_same_samples_and_finds_the_same_losses(si
     project.train(tmp_path, world_size)
     assert_same_training(tmp_path, single)
     assert {rank for _, rank in project.columns(tmp_path)} == set(range(world_size))
+    assert all(row["comm_s"] > 0 and row["local_s"] > 0 for row in project.step_rows(tmp_path))
     mine, theirs = project.readings(tmp_path), project.readings(single)
     assert mine.keys() == theirs.keys()
     for key, loss in theirs.items():
@@ -55,6 +56,8 @@ def test_every_backend_trains_as_a_single_process_does(single, tmp_path, backend
     project.make(tmp_path, backend=backend, **SHORT, **more)
     project.train(tmp_path, 2)
     assert_same_training(tmp_path, single)
+    # Gathering in every block hides both: a number would be read as a small one.
+    assert all(row["comm_s"] is row["local_s"] is None for row in project.step_rows(tmp_path))
     for which in ("raw", "ema"):
         mine, theirs = project.final_weights(tmp_path, which), project.final_weights(single, which)
         assert mine.keys() == theirs.keys()
@@ -163,7 +166,7 @@ def test_a_signal_before_the_first_step_is_not_lost(tmp_path, monkeypatch):
 
 
 def poison(folder, *places):
-    """Make the latents of some samples infinite, with a correct checksum, and plan the run anew."""
+    """Make the latents of some samples so large that their loss is not finite, and plan the run anew."""
     from brickreel import config, tables
     from brickreel.training import latents
     from brickreel.training.buckets import plan_buckets
@@ -175,7 +178,7 @@ def poison(folder, *places):
     for place, row in enumerate(rows):
         sample = latents.read(row | {"file": folder / row["file"], "text_file": folder / row["text_file"]})
         if place in places:
-            sample = sample._replace(mean=torch.full_like(sample.mean, torch.inf))
+            sample = sample._replace(mean=torch.full_like(sample.mean, 3e38))
         made = writer.add(row, sample, {})
         fresh.append(made | dict.fromkeys(("file", "text_file"), f"results/encode/{writer.path.name}"))
     writer.flush()
@@ -229,7 +232,7 @@ def test_a_damaged_sample_counts_as_absent_and_too_many_stop_the_run(tmp_path):
         project.train_here(tmp_path)
 
 
-@pytest.mark.parametrize("limits", [{"max_unreadable": 5}, {"max_skipped": 2, "max_unreadable": 1000}])
+@pytest.mark.parametrize("limits", [{"max_unreadable": 5}, {"max_skipped": 1, "max_unreadable": 20}])
 def test_a_dataset_that_is_not_mounted_is_not_called_damaged(tmp_path, monkeypatch, limits):
     project.make(tmp_path, max_steps=8, checkpoint_every=1, gauge_every=20, **limits)
     (tmp_path / "away").mkdir()
@@ -239,6 +242,53 @@ def test_a_dataset_that_is_not_mounted_is_not_called_damaged(tmp_path, monkeypat
         project.train_here(tmp_path)
     monkeypatch.setattr(latents, "read", read)
     project.train_here(tmp_path)  # what was out of reach does not count any more
+
+
+def test_a_step_of_which_nothing_can_be_read_says_so_and_is_not_one_that_is_not_finite(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(loop.logger, "propagate", True)
+    project.make(tmp_path, max_steps=3, micro_batches=1, checkpoint_every=20, gauge_every=20, max_skipped=1)
+    read, lost = latents.read, iter([{"sample_id": "none"}] * 4)
+    monkeypatch.setattr(latents, "read", lambda row: read(row | (next(lost, {}) if row["split"] == "train" else {})))
+    project.train_here(tmp_path, train={"loader_threads": 1})
+    first, *_, last = project.step_rows(tmp_path)
+    assert (first["skipped"], last["skipped"]) == (True, False)
+    assert "none of the samples of step 1 could be read" in caplog.text
+    assert "is not finite" not in caplog.text
+
+
+def test_a_micro_batch_that_is_too_large_is_one_sentence_until_a_step_has_fitted(single, tmp_path, monkeypatch):
+    project.make(tmp_path, **SHORT)
+    backward, passes = torch.Tensor.backward, iter(range(1000))
+    full_from = [0]
+
+    def on_a_full_gpu(loss):
+        if next(passes) >= full_from[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        backward(loss)
+
+    monkeypatch.setattr(torch.Tensor, "backward", on_a_full_gpu)
+    with pytest.raises(ValueError, match=r"memory for \d clips of \d x 64 x 64 in step 1: set grad_checkpoint: true"):
+        project.train_here(tmp_path)
+    full_from[0] = 5  # in the second step: memory may be in pieces by now
+    with pytest.raises(torch.OutOfMemoryError):
+        project.train_here(tmp_path)
+
+
+def test_a_run_goes_on_with_its_mask_strategies_in_the_order_that_it_began_with(tmp_path):
+    masks = {"quarter_tail": 0.4, "image_head": 0.3, "quarter_random": 0.3}
+    for name, order in (("apart", sorted(masks)), ("whole", masks)):
+        (tmp_path / name).mkdir()
+        project.make(tmp_path / name, max_steps=4, checkpoint_every=2, gauge_every=20, mask_ratios=masks)
+        if name == "apart":
+            project.change(tmp_path / name, max_steps=2)
+            project.train_here(tmp_path / name)
+            # Settings files of stages are sorted by name.
+            project.change(tmp_path / name, max_steps=4, mask_ratios={strategy: masks[strategy] for strategy in order})
+        project.train_here(tmp_path / name)
+    apart, whole = (project.final_weights(tmp_path / name) for name in ("apart", "whole"))
+    assert all(torch.equal(value, whole[name]) for name, value in apart.items())
+    about = files.read_json(tmp_path / "apart/results/train/small/final/final.json")
+    assert about["recipe"]["mask_ratios"] == [list(item) for item in masks.items()]
 
 
 def test_recomputing_activations_changes_no_loss(single, tmp_path):

@@ -1,8 +1,9 @@
 """The arithmetic of a forecast: from FLOPs and sizes to memory, hours, energy and money. Pure functions, no files.
 
 FLOPs of a step: 3 x forward (the backward pass costs two forward passes; Kaplan et al. 2020, section 2.1), summed over
-its samples. Recomputation under checkpointing is not model work and not counted; MFU is measured without it too.
-Step time: FLOPs / (GPUs x peak x MFU). GPU-hours: steps x step time x GPUs.
+its samples; about 2 x forward with LoRA (`training.arithmetic`). Recomputation under checkpointing is not model work
+and not counted; MFU is measured without it too.
+Step time: FLOPs / (GPUs at work x peak x MFU). GPU-hours: steps x step time x GPUs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,8 +54,8 @@ def unknown(reason: str) -> Interval:
     return Interval(None, reason=reason)
 
 
-def step_seconds(flops_per_step: float, gpus: int, peak_tflops: float, mfu: tuple[float, float, float]) -> Interval:
-    """Seconds per optimizer step at an assumed MFU (value, low, high)."""
+def step_seconds(flops_per_step: float, gpus: float, peak_tflops: float, mfu: tuple[float, float, float]) -> Interval:
+    """Seconds per optimizer step at an assumed MFU (value, low, high); `gpus` are those at work, on average."""
     at = [flops_per_step / (gpus * peak_tflops * 1e12 * share) for share in mfu]
     return Interval(at[0], at[2], at[1])
 

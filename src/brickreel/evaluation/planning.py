@@ -11,7 +11,7 @@ from brickreel.evaluation.activations import Activations, Precision, Shape
 from brickreel.evaluation.forecast import GIB, PASSES, Interval
 from brickreel.evaluation.machine import Machine
 from brickreel.models import load
-from brickreel.models.stdit2.flops import forward_flops
+from brickreel.training.arithmetic import Arithmetic
 from brickreel.training.buckets import Bucket, BucketPlan
 from brickreel.training.encoding import choose_device
 from brickreel.training.gauge import clips_within_budget
@@ -29,6 +29,7 @@ class Model(NamedTuple):
     parameters: int
     trained: int
     """Parameters that are trained: all of them, or the additions of a LoRA run."""
+    arithmetic: Arithmetic
     lora: Lora | None = None
 
     @classmethod
@@ -40,7 +41,7 @@ class Model(NamedTuple):
             if lora:
                 inject(model, lora, seed=0)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        return cls(folder, model.config, parameters, trained, lora)
+        return cls(folder, model.config, parameters, trained, Arithmetic.of(model), lora)
 
     @property
     def held(self) -> int:
@@ -99,8 +100,11 @@ class Work(NamedTuple):
 
     def forward_flops(self, bucket: Bucket) -> float:
         """FLOPs of one sample's forward pass."""
+        return self.model.arithmetic.forward_flops(*self._grid(bucket))
+
+    def _grid(self, bucket: Bucket) -> tuple[int, int, int, int]:
         shape = self.shape(bucket)
-        return forward_flops(self.model.sizes, shape.frames, shape.latent_height, shape.latent_width, shape.text_tokens)
+        return shape.frames, shape.latent_height, shape.latent_width, shape.text_tokens
 
     def tokens(self, bucket: Bucket) -> int:
         """Patches of one sample."""
@@ -111,8 +115,19 @@ class Work(NamedTuple):
     @property
     def flops_per_step(self) -> float:
         """Forward and backward, without recomputation."""
-        shown = sum(bucket.shown * self.forward_flops(bucket) for bucket in self.buckets.buckets)
-        return PASSES * self.epochs_per_step * shown
+        work = self.model.arithmetic
+        shown = sum(bucket.shown * work.training_flops(*self._grid(bucket)) for bucket in self.buckets.buckets)
+        return self.epochs_per_step * shown
+
+    @property
+    def passes(self) -> float:
+        """Forward passes that cost as much as training on a sample does: 3, or about 2 with LoRA."""
+        forward = sum(bucket.shown * self.forward_flops(bucket) for bucket in self.buckets.buckets)
+        return self.flops_per_step / (self.epochs_per_step * forward)
+
+    def at_work(self, ranks: int) -> float:
+        """Ranks that have something to do, on average: the others compute padding."""
+        return self.micro_batches / self.rounds(ranks)
 
 
 def sizes(work: Work) -> dict[str, Any]:
@@ -264,8 +279,8 @@ def cost(work: Work, settings: Run, assumed: Plan, site: Machine, peak_tflops: f
     else:
         mfu = assumed.mfu, assumed.mfu_low, assumed.mfu_high
         # It is of runs that recompute all blocks, whose steps take one forward pass more.
-        passes = (PASSES + settings.grad_checkpoint) / (PASSES + 1)
-        step_s = forecast.step_seconds(work.flops_per_step, ranks, peak_tflops, mfu).scaled(passes)
+        passes = (work.passes + settings.grad_checkpoint) / work.passes / ((PASSES + 1) / PASSES)
+        step_s = forecast.step_seconds(work.flops_per_step, work.at_work(ranks), peak_tflops, mfu).scaled(passes)
         basis = {"kind": "assumed MFU", "mfu": list(mfu), "peak_tflops": peak_tflops}
     wall = forecast.hours(work.steps, step_s.scaled(1 + _gauge_share(work, settings)))
     no_gpu = forecast.unknown("not known: BRICKREEL_GPU is not set in slurm/site.env; this machine has no GPU to count")
@@ -288,7 +303,7 @@ def _gauge_share(work: Work, settings: Run) -> float:
     readings = 1 + settings.max_steps / settings.gauge_every
     forwards = readings * clips * settings.gauge_bins * 2
     trained = settings.max_steps * work.buckets.samples * work.epochs_per_step
-    return forwards / (PASSES * trained)
+    return forwards / (work.passes * trained)
 
 
 def _measured(work: Work, settings: Run, assumed: Plan, ranks: int) -> tuple[Interval, dict[str, Any]]:

@@ -18,6 +18,7 @@ from brickreel.evaluation import machine, planning
 from brickreel.evaluation.machine import Machine
 from brickreel.models import load
 from brickreel.telemetry.peaks import bf16_tflops
+from brickreel.training import cautions
 from brickreel.training.buckets import plan_buckets, read_index
 
 logger = logging.getLogger("brickreel")
@@ -48,6 +49,7 @@ def run(config: configuration.Config, run: str) -> None:
         **planning.memory(work, settings, site, encoders),
         **planning.cost(work, settings, config.plan, site, bf16_tflops(site.gpu)),
         "captioning_usd": _captioning(),
+        "warnings": cautions.of(settings, site.gpus or 1),
     }
     files.write_json(Path("results/plan") / run / "plan.json", plan)
     _say(run, plan, site)
@@ -90,6 +92,8 @@ def _say(run: str, plan: dict[str, Any], site: Machine) -> None:
     logger.info("plan %s: %d clips and stills used, %d not", run, clips["used"], dropped)
     for note in plan["buckets"]["notes"]:
         logger.info("plan %s: %s", run, note)
+    for warning in plan["warnings"]:
+        logger.warning("plan %s: %s", run, warning)
     logger.info(
         "plan %s: %d steps, %.3g epochs, %.3g TFLOP and %d tokens per step, %.3g GiB per rank",
         run,

@@ -1,14 +1,17 @@
 """Fine-tune one run: in one process, by torchrun, by srun or by the launcher."""
 
+import errno
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow.compute as pc
 
 from brickreel import files, tables
-from brickreel.cluster import distributed, hang, site_env
+from brickreel.cluster import distributed, hang, lock, site_env, sweep
 from brickreel.cluster.exits import Interrupted
 from brickreel.cluster.ranks import Ranks
 from brickreel.config import Config, Run, RunData
@@ -24,7 +27,8 @@ def run(config: Config, run: str) -> None:
     """Train the named run to its last step and write `results/train/{run}/final/`.
 
     Continues from the newest good checkpoint; a run that is finished stays as it is. Raises Interrupted when a signal
-    asked to stop, with a checkpoint written, ValueError when what is there was made with other settings.
+    asked to stop, with a checkpoint written, ValueError when what is there was made with other settings, OSError when
+    another process is training it.
     """
     folder = Path("results/train") / run
     settings = config.run(run)
@@ -37,10 +41,35 @@ def run(config: Config, run: str) -> None:
     patience_s = hang.outlasting_s(site_env.read().hang_s)
     ranks = distributed.start(patience_s=patience_s, evidence=Path("logs/train") / run)
     try:
-        preflight.before_training(config, run, ranks)
-        attempt(config, run, folder, plan, ranks)
+        with alone(folder, ranks):
+            preflight.before_training(config, run, ranks)
+            attempt(config, run, folder, plan, ranks)
     finally:
         distributed.stop()
+
+
+@contextmanager
+def alone(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Hold the run on all ranks: rank 0 has the lock, and the launcher's own keeps other launchers away alone.
+
+    Raises OSError on all ranks when another process trains the run.
+    """
+    held: TextIO | None = None
+    problem: tuple[str, int | None] | None = None
+    if ranks.rank == 0:
+        try:
+            held = lock.acquire(folder / "train.lock", f"'{folder.name}' is being trained", lock.LAUNCH_PATIENCE_S)
+        except ValueError as error:
+            # A lost node's lock may stand for some minutes: the next attempt may do.
+            problem = str(error), errno.EBUSY
+        except OSError as error:
+            problem = str(error), error.errno
+    if problem := sweep.gather(problem, ranks)[0]:
+        told = OSError(problem[0])
+        told.errno = problem[1]
+        raise told
+    with held or nullcontext():
+        yield
 
 
 def read_plan(run: str) -> Any:
@@ -65,7 +94,7 @@ def is_finished(folder: Path, config: Config, run: Run, plan: Any) -> bool:
     from brickreel.training.order import Order
 
     about, order = final.read(folder), Order(plan, run.seed)
-    if about is None or about["step"] < run.max_steps or about["order"] not in (order.identity, order.without_buckets):
+    if about is None or about["step"] != run.max_steps or about["order"] not in (order.identity, order.without_buckets):
         return False
     recipe.check(f"{folder / 'final'} was", about.get("recipe", {}), recipe.of(config.base, run), steps_left=False)
     return True
@@ -142,11 +171,12 @@ def finish(trainer: Any, config: Config) -> None:
     from brickreel.training import checkpoint, final
 
     def write() -> None:
-        step, path = checkpoint.list_checkpoints(trainer.folder / "checkpoints")[-1]
-        if step < trainer.run.max_steps:
-            raise ValueError(f"the newest checkpoint is of step {step}, not of the last one: start training again")
-        final.write(trainer.folder, path, config.base, trainer.run)
-        logger.info("train: %s is finished after %d steps", trainer.name, step)
+        last = trainer.run.max_steps
+        kept = dict(checkpoint.list_checkpoints(trainer.folder / "checkpoints"))
+        if last not in kept:
+            raise ValueError(f"there is no checkpoint of step {last}, the last one: start training again")
+        final.write(trainer.folder, kept[last], config.base, trainer.run)
+        logger.info("train: %s is finished after %d steps", trainer.name, last)
 
     distributed.first_alone(write, trainer.ranks, FINAL_WAIT_S)
 

@@ -21,9 +21,9 @@ from brickreel.cluster import sweep
 from brickreel.cluster.exits import Interrupted
 from brickreel.cluster.ranks import Ranks
 from brickreel.config import Run, Train
-from brickreel.models.stdit2.flops import forward_flops
 from brickreel.progress import Bar
-from brickreel.training import backends, checkpoint, gauge, objective, recipe
+from brickreel.training import backends, cautions, checkpoint, gauge, objective, recipe
+from brickreel.training.arithmetic import Arithmetic
 from brickreel.training.checkpoint import Checkpoints
 from brickreel.training.dataset import Batch, Dataset, prefetched
 from brickreel.training.order import Order, deal
@@ -35,9 +35,6 @@ from brickreel.training.tracking import Trackers
 __all__ = ["Interrupted", "Trainer"]
 
 logger = logging.getLogger("brickreel")
-
-# A backward pass costs twice a forward pass; recomputation is not counted.
-PASSES = 3
 
 
 @dataclass
@@ -80,6 +77,7 @@ class Trainer:
         self.ranks, self.device, self.attempt = ranks, device, attempt
         self.progress = Progress()
         self.skipped_in_a_row = 0
+        self.at_work: Batch | None = None
         self.clock = Clock(device)
         self.log = StepLog(folder / "steps", attempt, ranks.rank)
 
@@ -89,7 +87,7 @@ class Trainer:
         Raises ValueError when that checkpoint is of another recipe than `made_of`, or of another order and the settings
         refuse it.
         """
-        self.model_settings = model.config
+        self.arithmetic = Arithmetic.of(model)
         self.dataset, self.order, self.made_of = dataset, order, made_of
         backend = backends.choose(self.run.backend, self.ranks.world_size, self.device)
         self.backend = backends.build(backend, model.train(), self.run, self.ranks.world_size, self.device)
@@ -98,15 +96,20 @@ class Trainer:
         self.checkpoints.on_written = self._written
         self.gauge = gauge.Gauge(dataset, self.run, order.plan, self.ranks.rank, self.ranks.world_size, self.device)
         self.warnings = self._resume()
+        self.began = self.progress.step
+        if self.ranks.rank == 0:
+            for sentence in cautions.of(self.run, self.ranks.world_size):
+                logger.warning("%s: %s", self.name, sentence)
 
     def _resume(self) -> list[str]:
-        path, warnings = self.checkpoints.newest_good()
+        path, warnings = self.checkpoints.newest_good(self.run.max_steps)
         if path is None:
             return warnings
         state = checkpoint.read_state(path)
         steps_left = state["step"] < self.run.max_steps
         recipe.check(f"checkpoint {path.name} was", state.get("recipe", {}), self.made_of, steps_left)
         self._check_layout(path, state)
+        self._take_order_of_masks(state.get("recipe", {}))
         self.checkpoints.load(path, self.backend.state())
         self.backend.loaded(state["updates"])
         known = {name: state[name] for name in ("step", "micro_batches", "samples", "skipped", "unreadable")}
@@ -123,6 +126,12 @@ class Trainer:
             warnings.append(f"the dataset, bucket plan or seed changed after {path.name}: a fresh order starts")
         logger.info("%s: continuing from %s", self.name, path.name)
         return warnings
+
+    def _take_order_of_masks(self, stored: Mapping[str, Any]) -> None:
+        """A draw takes strategies in their order, and settings files are sorted: go on in the order that it began."""
+        if "mask_ratios" in stored:
+            self.run = self.run.model_copy(update={"mask_ratios": dict(stored["mask_ratios"])})
+            self.made_of = {**self.made_of, "mask_ratios": [list(item) for item in self.run.mask_ratios.items()]}
 
     def _check_layout(self, path: Path, state: Mapping[str, Any]) -> None:
         """Raise ValueError when the checkpoint's tensors are flat and the backend's are not, or the other way round."""
@@ -147,10 +156,24 @@ class Trainer:
                     if self.ranks.rank == 0 and row["step"] % self.settings.track_every == 0:
                         trackers.write(row["step"], _curves(row))
                     bar.advance(note=f"loss {row['loss']:.4f}" if row["loss"] is not None else "skipped")
+        except torch.OutOfMemoryError as error:
+            if self.progress.step > self.began:
+                raise  # it did fit: memory may be in pieces, and another attempt begins with all of it
+            raise ValueError(self._too_large()) from error
         finally:
             batches.close()  # type: ignore[attr-defined]
             trackers.close()
             self.checkpoints.close()
+
+    def _too_large(self) -> str:
+        what = "the held-out clips"
+        if self.at_work:
+            batch = self.at_work
+            what = f"{len(batch.ids)} clips of {batch.frames} x {batch.height} x {batch.width}"
+        return (
+            f"the GPU has not enough memory for {what} in step {self.began + 1}: set grad_checkpoint: true, give the"
+            " bucket fewer clips per micro-batch (data.buckets), or take backend: fsdp2 on more GPUs"
+        )
 
     def _batches(self, steps: int) -> Iterator[Batch]:
         """This rank's micro-batches of the next steps, read ahead."""
@@ -169,10 +192,10 @@ class Trainer:
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         shown = _Shown()
         for place, share in enumerate(shares):
-            batch = self._next(batches)
+            batch = self.at_work = self._next(batches)
             sums += self._micro_batch(batch, share.weight, expected, last=place == len(shares) - 1)
             if share.weight:
-                shown.count(batch, self.model_settings)
+                shown.count(batch, self.arithmetic)
         outcome = self._agree(sums, request)
         lr = learning_rate(self.run.schedule, step)
         norm = math.sqrt(outcome.gradient_square) if outcome.gradient_square >= 0 else math.nan
@@ -252,9 +275,13 @@ class Trainer:
             self.skipped_in_a_row = 0
         else:
             self.backend.skip()
-            self.skipped_in_a_row += 1
             self.progress.skipped += 1
-            logger.warning("%s: step %d is not finite and is skipped", self.name, self.progress.step + 1)
+            what = "step %d is not finite and is skipped"
+            if outcome.samples:
+                self.skipped_in_a_row += 1
+            else:
+                what = "none of the samples of step %d could be read: it is skipped"
+            logger.warning(f"%s: {what}", self.name, self.progress.step + 1)
         self.clock.span("optimizer", mark)
 
     def _between_steps(self, outcome: Outcome, request: StopRequest) -> None:
@@ -301,11 +328,14 @@ class Trainer:
         losses = gauge.mean_losses(self.folder / "gauge.jsonl")
         self.checkpoints.prune(self.run.keep_last, self.run.keep_every, self.run.keep_best, losses, step)
 
-    def _seconds(self) -> dict[str, float]:
-        seconds = self.clock.read()
-        seconds["comm"] += self.backend.comm_s
-        seconds["backward"] -= self.backend.comm_s
+    def _seconds(self) -> dict[str, float | None]:
+        seconds: dict[str, float | None] = dict(self.clock.read(self.backend.comm_s))
         self.backend.comm_s = 0.0
+        # A number that is not known would be read as a small one.
+        if not self.backend.tells_comm:
+            seconds["comm"] = None
+        if not self.backend.tells_local:
+            seconds["local"] = None
         return seconds
 
     def _beyond_limits(self) -> bool:
@@ -336,7 +366,7 @@ class _Shown:
         self.samples = self.tokens = 0
         self.flops = 0.0
 
-    def count(self, batch: Batch, settings: Any) -> None:
+    def count(self, batch: Batch, arithmetic: Arithmetic) -> None:
         """Add a micro-batch. Tokens are latent patches of one frame and 2 x 2 latent pixels."""
         frames, rows, columns = batch.grid
         self.ids += batch.ids
@@ -344,7 +374,7 @@ class _Shown:
         self.passing = batch.passing or self.passing
         self.samples += len(batch.ids)
         self.tokens += len(batch.ids) * frames * -(-rows // 2) * -(-columns // 2)
-        self.flops += PASSES * sum(forward_flops(settings, frames, rows, columns, length) for length in batch.lengths)
+        self.flops += sum(arithmetic.training_flops(*batch.grid, length) for length in batch.lengths)
 
 
 def _curves(row: dict[str, Any]) -> dict[str, float]:

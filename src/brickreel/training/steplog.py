@@ -1,6 +1,7 @@
 """Where a step's time goes, on this rank, as JSON lines."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,11 @@ class Clock:
         """Count seconds of the host to a part."""
         self.added[part] = self.added.get(part, 0.0) + seconds
 
-    def read(self) -> dict[str, float]:
-        """Seconds per part and of the whole step; starts the next step. Waits for the device."""
+    def read(self, exposed_s: float = 0.0) -> dict[str, float]:
+        """Seconds per part and of the whole step; starts the next step. Waits for the device.
+
+        `exposed_s` of the backward passes were communication.
+        """
         total = dict.fromkeys(PARTS, 0.0) | {"local": 0.0} | self.added
         if self.cuda and self.spans:
             # An event that the device has not passed yet has no time.
@@ -56,6 +60,8 @@ class Clock:
                 passes.append(seconds)
         if self.cuda:
             total["local"] = total["data"] + sum(passes[:-1])
+        total["comm"] += exposed_s
+        total["backward"] -= exposed_s
         now = time.perf_counter()
         total["step"] = now - self.begun
         self.begun, self.spans, self.added = now, [], {}
@@ -69,7 +75,7 @@ class StepLog:
         self.path = folder / f"{attempt}-{rank}.jsonl"
         self.fixed = {"attempt": attempt, "rank": rank}
 
-    def write(self, seconds: dict[str, float], row: dict[str, Any]) -> None:
-        """Append one step's row of the schema `steps`."""
+    def write(self, seconds: Mapping[str, float | None], row: dict[str, Any]) -> None:
+        """Append one step's row of the schema `steps`. Seconds are None where they are not known."""
         durations = {f"{part}_s": value for part, value in seconds.items()}
         tables.log("steps", self.path, self.fixed | {"time_s": time.time()} | durations | row)

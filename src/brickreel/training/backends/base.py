@@ -32,7 +32,17 @@ class Backend(ABC):
         self.ema = {name: value.detach().clone() for name, value in self.trained()}
         self.optimizer = self.make_optimizer()
         self.comm_s = 0.0
-        """Exposed communication of the last step on this rank, in seconds, where the backend can tell it."""
+        """Exposed communication of the last step on this rank, in seconds, where `tells_comm`."""
+
+    @property
+    def tells_comm(self) -> bool:
+        """Whether it is known how long a rank does nothing but communicate: one that is alone never does."""
+        return self.world_size == 1
+
+    @property
+    def tells_local(self) -> bool:
+        """Whether a rank's work before the first collective is its own: sharded ones gather in every block."""
+        return self.world_size == 1 or not self.sharded
 
     @abstractmethod
     def wrap(self, model: nn.Module) -> nn.Module:

@@ -28,6 +28,11 @@ class DataParallel(Backend):
         wrapped.register_comm_hook(self, _sum_gradients)
         return wrapped
 
+    @property
+    def tells_comm(self) -> bool:
+        """On a GPU the host cannot see when the last bucket's exchange ends."""
+        return self.world_size == 1 or self.device.type == "cpu"
+
     def round(self, last: bool) -> AbstractContextManager:
         """No exchange before the last micro-batch."""
         return nullcontext() if last or self.world_size == 1 else self.wrapped.no_sync()  # type: ignore[operator]
