@@ -86,7 +86,7 @@ def fine_tuned(demo: Path, seeds: Sequence[int]) -> dict[str, Any]:
         texts = heldout_captions()
         index = tables.read("cut_index", "results/cut/index.parquet").to_pylist()
         clips = [row for row in index if row["split"] == "heldout" and row["kind"] == "clip" and row["outcome"] == "ok"]
-        shown, _ = poses.windows(clips, given["num_frames"], (given["height"], given["width"]), 1, 128)
+        shown = [*poses.windows(clips, given["num_frames"], (given["height"], given["width"]), 1, 128, [])]
     reference = np.concatenate(features.transnetv2([one.poses for one in shown]))
     pipeline = load_pipeline(str(model), "cpu")
     ways = [("iddpm", ANCESTRAL_STEPS, 0), *(("dpm-solver++", steps, 0) for steps in FAST_STEPS)]

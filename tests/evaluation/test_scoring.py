@@ -58,6 +58,14 @@ def test_a_device_that_is_given_is_taken(networks, tmp_path, monkeypatch):
     assert scorer.device == networks[0].device == networks[1].device == torch.device("cpu")
 
 
+def test_videomae_has_no_drift_and_says_why(networks, scene, tmp_path):
+    given = settings(tmp_path, features="videomae", videomae=tmp_path / "videomae")
+    shown = Shown(scene(0, 8, 48), scene(0, 8, 48), [1] * 8, {"text": None})
+    (found,) = Scorer(given, Library(), torch.device("cpu")).measure([shown])
+    assert found.values["drift"].startswith("videomae sees a video as a whole")
+    assert found.vectors is not None
+
+
 def test_networks_are_asked_once_for_all_videos_and_each_gets_its_own_answer(networks, scene, tmp_path):
     rows = [{"prompt": "a red car"}, {"text": None}, {"text": "a dog"}]
     videos = [scene(seed, 8, 48) for seed in range(3)]

@@ -110,7 +110,7 @@ def test_copies_of_training_clips_are_found_and_shown(in_folder, scene):
 def test_samples_of_a_run_on_frames_are_judged_by_the_poses_they_show(in_folder, scene):
     project.write_clips(in_folder, scene)
     twos = {(4, "a b", seed): scene(seed, 8, 48).repeat(2, axis=0) for seed in range(3)}
-    ones = {(2, "a b", seed): scene(seed, 8, 48) for seed in range(3)}
+    ones = {(2, "a b", seed): scene(seed, 16, 48) for seed in range(3)}
     project.write_samples(in_folder, {**twos, **ones})
     frames = {"runs": {"r": {"data": {"time": "frames"}}}}
     evaluate.run(settings(**frames), "r")
@@ -120,7 +120,7 @@ def test_samples_of_a_run_on_frames_are_judged_by_the_poses_they_show(in_folder,
     assert value(found, "hold_distance", 2)["value"] == pytest.approx(0, abs=0.1)
     assert value(found, "hold_distance", 4)["value"] == pytest.approx(1, abs=0.1)
     videos = json.loads(Path("results/evaluate/r/videos.json").read_text())
-    assert {(row["step"], row["poses"]) for row in videos} == {(2, 8), (4, 8)}
+    assert {(row["step"], row["poses"]) for row in videos} == {(2, 16), (4, 8)}
 
 
 def test_a_step_that_was_sampled_in_another_way_is_left_out_by_name(in_folder, scene):
@@ -133,6 +133,49 @@ def test_a_step_that_was_sampled_in_another_way_is_left_out_by_name(in_folder, s
     found = project.scores(in_folder)
     assert {row["step"] for row in found["metrics"]} == {0, 4}
     assert any("step 2, 3" in gap for gap in found["gaps"])
+
+
+def test_steps_with_other_frames_holds_or_sampler_are_no_part_of_the_series(in_folder, scene):
+    usual = {"sampler": "iddpm", "steps": 5, "guidance": 2.0}
+
+    def write(step, frames=8, hold=1, **changes):
+        shown = {(step, "a b", 0): scene(50, frames, 48), (step, "c d", 0): scene(51, frames, 48)}
+        return project.write_samples(in_folder, shown, hold, **usual | changes)
+
+    write(0, sampler="rectified-flow")  # the base model's own
+    write(2, frames=12)
+    write(3, hold=2)
+    write(4, sampler="dpm-solver++")
+    write(5, outcome="failed", reason="out of memory", frames=8)
+    write(6)
+    gaps = []
+    assert {row["step"] for row in evaluate._made_alike(evaluate._samples("r"), gaps)} == {0, 5, 6}
+    assert "step 2, 3, 4, made" in gaps[0]
+
+
+def test_videos_are_measured_in_parts_that_memory_holds(in_folder, scene, monkeypatch):
+    project.write_samples(in_folder, {(4, "a b", seed): scene(50 + seed, 8, 48) for seed in range(5)})
+    project.write_clips(in_folder, scene, train=1, heldout=3)
+    together = []
+    monkeypatch.setattr(evaluate.scoring, "BYTES_AT_ONCE", 3 * 8 * 48 * 48 * 3)
+    measure = evaluate.Scorer.measure
+    monkeypatch.setattr(
+        evaluate.Scorer, "measure", lambda self, part: together.append(len(part)) or measure(self, part)
+    )
+    evaluate.run(settings(), "r")
+    assert together == [2, 1, 2, 2, 1]
+    assert value(project.scores(in_folder), "noise", 4)["n"] == 5
+
+
+def test_a_corrected_caption_stands_before_the_one_that_came_with_a_clip(in_folder, scene):
+    rows = [row | {"text": "as it came"} for row in project.write_clips(in_folder, scene, train=2, heldout=0)]
+    tables.write("cut_index", evaluate.CLIPS / "00.parquet", rows)
+    corrected = {"clip_id": rows[0]["clip_id"], "kind": "clip", "text": "corrected", "outcome": "ok"}
+    tables.write("captions", evaluate.CAPTIONS, [dict.fromkeys(tables.SCHEMAS["captions"].names) | corrected])
+    found, _ = evaluate._clips("train", 2)
+    assert {row["clip_id"]: row["text"] for row in found} == {
+        rows[0]["clip_id"]: "corrected", rows[1]["clip_id"]: "as it came",
+    }  # fmt: skip
 
 
 def test_drift_is_reported_per_length_and_condition_free_samples_by_themselves(in_folder, scene):

@@ -51,7 +51,7 @@ class Sample(Section):
             if not given or len(set(given)) < len(given):
                 raise ValueError(f"{name}: {list(given)} must name at least one, and each once")
         if 1 not in self.lengths:
-            raise ValueError(f"lengths: {list(self.lengths)} must contain 1: steps are compared by videos of that length")
+            raise ValueError(f"lengths: {list(self.lengths)} must contain 1: that is how steps are compared")
         return self
 
 
@@ -59,7 +59,8 @@ class Evaluate(Section):
     """How samples are scored."""
 
     features: Literal["transnetv2", "dinov2", "videomae"] = "transnetv2"
-    """Feature network of the Frechet distance and of drift. `transnetv2` comes with its weights and works offline."""
+    """Feature network of the Frechet distance and of drift. `transnetv2` comes with its weights and works offline;
+    `videomae` sees a video as a whole, so that drift is not measured."""
     dinov2: Path | None = None
     """Folder with DINOv2 weights for subject consistency; not measured without."""
     clip: Path | None = None

@@ -49,6 +49,15 @@ def of_sample(row: Mapping[str, Any], data: RunData) -> Shown:
     return Shown(frames, frames[pose_indices(found)], asked, row)
 
 
+def of_samples(rows: Sequence[Mapping[str, Any]], data: RunData, troubles: list[str]) -> Iterator[Shown]:
+    """Generated videos, one after the other; one that cannot be read is noted, not raised."""
+    for row in rows:
+        try:
+            yield of_sample(row, data)
+        except (ValueError, OSError) as error:
+            troubles.append(str(error))
+
+
 def of_clip(row: Mapping[str, Any], stride: int = 1, height: int | None = None) -> Frames:
     """Every `stride`-th pose of a clip of the dataset. Raises ValueError when the file cannot be read."""
     return video.read(row["path"], _poses(row, stride).tolist(), height)
@@ -66,14 +75,17 @@ def has_window(stride: int) -> pc.Expression:
 
 
 def windows(
-    clips: Sequence[Mapping[str, Any]], poses: int, size: tuple[int, int], stride: int, most: int
-) -> tuple[list[Shown], list[str]]:
+    clips: Sequence[Mapping[str, Any]],
+    poses: int,
+    size: tuple[int, int],
+    stride: int,
+    most: int,
+    troubles: list[str],
+) -> Iterator[Shown]:
     """Up to `most` windows of `poses` poses, scaled and cropped to `size`, in turn from every clip.
 
-    A clip that is shorter gives one window, if it has `LEAST_POSES`. Also returns a sentence per clip that could not be
-    read.
+    A clip that is shorter gives one window, if it has `LEAST_POSES`; one that cannot be read is noted in `troubles`.
     """
-    troubles: list[str] = []
     starts = {
         index: range(0, max(1, len(_poses(row, stride)) - poses + 1), poses)
         for index, row in enumerate(clips)
@@ -81,7 +93,6 @@ def windows(
     }
     turns = itertools.zip_longest(*([(index, start) for start in of] for index, of in starts.items()))
     chosen = sorted([place for turn in turns for place in turn if place is not None][:most])
-    found = []
     for index, places in itertools.groupby(chosen, key=lambda place: place[0]):
         try:
             whole = of_clip(clips[index], stride)
@@ -90,8 +101,7 @@ def windows(
             continue
         for _, start in places:
             shown = _fitted(whole[start : start + poses], size)
-            found.append(Shown(shown, shown, [1] * len(shown), clips[index]))
-    return found, troubles
+            yield Shown(shown, shown, [1] * len(shown), clips[index])
 
 
 def _fitted(frames: Frames, size: tuple[int, int]) -> Frames:

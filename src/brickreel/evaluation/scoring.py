@@ -18,8 +18,9 @@ from brickreel.evaluation.memorisation import Nearest
 from brickreel.evaluation.poses import Shown
 from brickreel.evaluation.statistics import Estimate, not_measured
 
-# Videos that are measured together: bounds memory.
+# Videos that are measured together, until they are that many or that large as frames: bounds memory.
 VIDEOS_AT_ONCE = 64
+BYTES_AT_ONCE = 1 << 30
 
 
 @dataclass
@@ -85,13 +86,19 @@ class Scorer:
         self, shown: Shown, vectors: Features | None, consistency: float | str, agreement: float | str
     ) -> Measured:
         values = measures.of_video(shown)
-        no_features = self.troubles.get(self.settings.features, "")
-        values[measures.DRIFT.name] = no_features if vectors is None else measures.drift(vectors)
+        values[measures.DRIFT.name] = self._drift(vectors)
         values[measures.CONSISTENCY.name] = consistency
         values[measures.AGREEMENT.name] = agreement
         found = Measured(shown.row, values, vectors, poses=len(shown.poses))
         self._look_for_copy(shown, found)
         return found
+
+    def _drift(self, vectors: Features | None) -> float | str:
+        if vectors is None:
+            return self.troubles.get(self.settings.features, "")
+        if self.settings.features == "videomae":
+            return "videomae sees a video as a whole, and drift is between its poses: use transnetv2 or dinov2"
+        return measures.drift(vectors)
 
     def _consistencies(self, poses: Sequence[features.Frames]) -> list[float | str]:
         if trouble := self.troubles.get("dinov2"):

@@ -8,7 +8,7 @@ the rank correlation of the held-out loss with them -, beside it `videos.json` w
 import heapq
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from brickreel import files, tables
 from brickreel.config import Config, RunData
 from brickreel.evaluation import poses, scoring, sheets
 from brickreel.evaluation.correlation import gauge_correlation
+from brickreel.evaluation.poses import Shown
 from brickreel.evaluation.scoring import Library, Measured, Scorer
 from brickreel.progress import Bar
 
@@ -76,8 +77,8 @@ def _made_alike(samples: list[dict[str, Any]], gaps: list[str]) -> list[dict[str
     Such steps are there when the settings changed after their checkpoint was gone.
     """
     steps = sorted({row["step"] for row in samples})
-    wanted = _way([row for row in samples if row["step"] == steps[-1]])
-    others = [step for step in steps if _way([row for row in samples if row["step"] == step]) != wanted]
+    wanted = [row for row in samples if row["step"] == steps[-1]]
+    others = [step for step in steps if not _alike([row for row in samples if row["step"] == step], wanted)]
     if others:
         gaps.append(
             f"left out: samples of step {', '.join(map(str, others))}, made from other prompts, seeds or settings than "
@@ -86,13 +87,22 @@ def _made_alike(samples: list[dict[str, Any]], gaps: list[str]) -> list[dict[str
     return [row for row in samples if row["step"] not in others]
 
 
-def _way(rows: Sequence[Mapping[str, Any]]) -> tuple[frozenset[Any], ...]:
-    """How the usual videos were asked for. Samplers may differ: the base model's objective may be another."""
-    usual = [row for row in rows if row["conditional"] and row["length"] == 1]
-    names = ("steps", "guidance", "height", "width", "pose_rate")
-    return frozenset((row["prompt"], row["seed"]) for row in usual), frozenset(
-        tuple(row[name] for name in names) for row in usual
-    )
+def _alike(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the usual videos of two steps were made in one way.
+
+    The base model's sampler may be another: so may be its objective. A video that failed has no frames to compare.
+    """
+    usual, wanted = ([row for row in of if row["conditional"] and row["length"] == 1] for of in (rows, others))
+    for names in (("prompt", "seed"), ("steps", "guidance", "height", "width", "pose_rate")):
+        if _told(usual, names) != _told(wanted, names):
+            return False
+    made = ("frames", "holds", "sampler") if all(row["step"] for row in [*usual, *wanted]) else ("frames", "holds")
+    found, expected = ([row for row in of if row["outcome"] == "ok"] for of in (usual, wanted))
+    return not found or not expected or _told(found, made) == _told(expected, made)
+
+
+def _told(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> frozenset[str]:
+    return frozenset(str([row[name] for name in names]) for row in rows)
 
 
 def _clips(split: str, most: int, useful: Any = None) -> tuple[list[dict[str, Any]], int]:
@@ -113,7 +123,8 @@ def _clips(split: str, most: int, useful: Any = None) -> tuple[list[dict[str, An
     chosen = frozenset(ids)
     rows = tables.owned("cut_index", CLIPS, "clip_id", chosen.__contains__, wanted).to_pylist()
     texts = _texts(chosen)
-    rows = [row | {"text": row["text"] or texts.get(row["clip_id"])} for row in rows]
+    # As it was encoded: a corrected caption stands before the one that came with an adopted clip.
+    rows = [row | {"text": texts.get(row["clip_id"]) or row["text"]} for row in rows]
     return sorted(rows, key=lambda row: _hash(row["clip_id"])), count
 
 
@@ -154,11 +165,13 @@ def _heldout(scorer: Scorer, config: Config, data: RunData, gaps: list[str]) -> 
     clips, count = _clips("heldout", most, poses.has_window(_stride(data)))
     if not count:
         gaps.append("there is no held-out clip: distances to them and the ceiling are not measured")
-    shown, troubles = poses.windows(clips, settings.frames, settings.resolution, _stride(data), most)
+    troubles: list[str] = []
+    shown = poses.windows(clips, settings.frames, settings.resolution, _stride(data), most, troubles)
+    found = [one for part in _parts(shown) for one in scorer.measure(part)]
     _note(gaps, "held-out clips cannot be read", troubles)
     if count > most:
         gaps.append(f"samples are compared with {most} of {count} held-out clips (evaluate.max_clips)")
-    return scorer.measure(shown) if shown else []
+    return found
 
 
 def _measure(
@@ -171,14 +184,8 @@ def _measure(
     troubles: list[str] = []
     found: list[Measured] = []
     with Bar(label, len(made), "videos") as bar:
-        for part in _parts(made, scoring.VIDEOS_AT_ONCE):
-            shown = []
-            for row in part:
-                try:
-                    shown.append(poses.of_sample(row, data))
-                except (ValueError, OSError) as error:
-                    troubles.append(str(error))
-            found += scorer.measure(shown) if shown else []
+        for part in _parts(poses.of_samples(made, data, troubles)):
+            found += scorer.measure(part)
             bar.advance(len(part))
     _note(gaps, "sampled videos cannot be read", troubles)
     if not found:
@@ -186,9 +193,17 @@ def _measure(
     return found
 
 
-def _parts(rows: Sequence[dict[str, Any]], size: int) -> Iterator[Sequence[dict[str, Any]]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def _parts(videos: Iterable[Shown]) -> Iterator[list[Shown]]:
+    """Videos that are measured together, as many as memory holds."""
+    part: list[Shown] = []
+    for shown in videos:
+        part.append(shown)
+        size = sum(one.frames.nbytes + one.poses.nbytes for one in part)
+        if len(part) == scoring.VIDEOS_AT_ONCE or size >= scoring.BYTES_AT_ONCE:
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 def _note(gaps: list[str], what: str, troubles: Sequence[str]) -> None:
