@@ -54,7 +54,7 @@ def test_the_same_film_twice_is_used_once(films_project):
 
 def test_no_film_that_can_be_used_is_one_sentence(films_project):
     project.listed(films_project, [["notes.mp4", "", "CC0"], ["gone.mp4", "", "CC0"]])
-    with pytest.raises(ValueError, match=r"lists no film that can be used; the first: is not a video file"):
+    with pytest.raises(ValueError, match=r"lists no film that can be used; the first, notes.mp4: is not a video file"):
         project.run("ingest")
     assert sources()["gone.mp4"]["reason"] == "cannot be opened: No such file or directory"
 

@@ -45,7 +45,7 @@ def run(config: Config) -> None:
     usable = sum(row["outcome"] == "ok" for row in rows)
     logger.info("ingest: %d of %d films can be used", usable, len(rows))
     if not usable:
-        first = f"; the first: {rows[0]['reason']}" if rows else ""
+        first = f"; the first, {rows[0]['path'] or rows[0]['url']}: {rows[0]['reason']}" if rows else ""
         raise ValueError(f"{settings.sources} lists no film that can be used{first} (reasons in {OUTPUT})")
 
 
