@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 from scipy import linalg
@@ -47,6 +49,72 @@ def test_kernel_distance_has_no_bias_where_the_poses_of_a_video_are_alike(videos
 
     found = np.array([distance.kernel(drawn(), drawn()) for _ in range(200)])
     assert abs(found.mean()) < 3 * found.std() / np.sqrt(len(found))
+
+
+def plain_kernel(first, second):
+    """As the paper has it: every pair of two videos, none of one."""
+
+    def mean(left, right, alike):
+        pairs = [(i, j) for i in range(len(left)) for j in range(len(right)) if not (alike and i == j)]
+        values = [(left[i].astype(float) @ right[j].T.astype(float) / left[i].shape[1] + 1) ** 3 for i, j in pairs]
+        return sum(value.sum() for value in values) / sum(value.size for value in values)
+
+    return mean(first, first, True) + mean(second, second, True) - 2 * mean(first, second, False)
+
+
+def plain_frechet(first, second):
+    """By the centred vectors themselves."""
+    a, b = (np.concatenate(side).astype(float) for side in (first, second))
+    x, y = ((side - side.mean(0)) / np.sqrt(len(side) - 1) for side in (a, b))
+    cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + (x**2).sum() + (y**2).sum() - 2 * cross
+
+
+@pytest.mark.parametrize("poses", [3, 40])
+@pytest.mark.parametrize(
+    ("plain", "fast"),
+    [(plain_kernel, distance.kernel_left_out), (plain_frechet, distance.frechet_left_out)],
+)
+def test_each_group_left_out_gives_what_the_rest_alone_gives(poses, plain, fast):
+    rng = np.random.default_rng(4)
+    scale = rng.uniform(0, 2, 24) * (np.arange(24) > 2)  # some features never answer, as of a network's dead units
+
+    def drawn(videos, shift):
+        centres = rng.normal(shift, size=(videos, 24))
+        return [(c + rng.normal(size=(poses + n % 2, 24))) * scale for n, c in enumerate(centres)]
+
+    groups = [[video.astype(np.float32) for video in drawn(1 + n % 3, 0.3)] for n in range(7)]
+    references = [drawn(5, 0), drawn(4, 0.1)]
+
+    def mean(chosen):
+        return np.mean([plain([video for group in chosen for video in group], side) for side in references])
+
+    found = fast(groups, references)
+    assert found.value == pytest.approx(mean(groups), rel=1e-9)
+    expected = [mean([*groups[:n], *groups[n + 1 :]]) for n in range(7)]
+    assert found.without == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("fast", [distance.kernel_left_out, distance.frechet_left_out])
+def test_too_few_without_a_group_is_no_number(fast):
+    rng = np.random.default_rng(5)
+    reference = list(rng.normal(size=(4, 1, 3)))
+    alone = fast([list(rng.normal(size=(3, 2, 3)))], [reference])
+    assert np.isfinite(alone.value)
+    assert np.isnan(alone.without).all()
+    found = fast([list(rng.normal(size=(1, 1, 3))), list(rng.normal(size=(4, 1, 3)))], [reference])
+    assert np.isfinite(found.without).tolist() == [True, False]
+    assert np.isnan(fast([reference, reference], [reference[:1]]).value)
+
+
+def test_many_prompts_take_seconds():
+    rng = np.random.default_rng(6)
+    groups = [[rng.normal(size=(16, 128)).astype("f4")] for _ in range(128)]
+    references = [list(rng.normal(size=(32, 16, 128))) for _ in range(2)]
+    began = time.process_time()
+    distance.kernel_left_out(groups, references)
+    distance.frechet_left_out(groups, references)
+    assert time.process_time() - began < 20
 
 
 def test_one_vector_or_video_is_too_few():

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from brickreel.config import Evaluate
-from brickreel.evaluation import features
+from brickreel.evaluation import features, scoring
 from brickreel.evaluation.poses import Shown
-from brickreel.evaluation.scoring import Library, Scorer
+from brickreel.evaluation.scoring import Library, Measured, Scorer
 
 
 class Network:
@@ -56,6 +56,40 @@ def test_a_device_that_is_given_is_taken(networks, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     scorer = Scorer(settings(tmp_path), Library(), torch.device("cpu"))
     assert scorer.device == networks[0].device == networks[1].device == torch.device("cpu")
+
+
+def windows(films: dict[str, int], alike: float = 0.5) -> list[Measured]:
+    """One window per clip, those of a film about the film's own value."""
+    rng = np.random.default_rng(1)
+    found = []
+    for film, clips in films.items():
+        centre = rng.normal()
+        for number in range(clips):
+            value = centre + alike * rng.normal()
+            row = {"film_id": film, "clip_id": f"{film}-{number}"}
+            found.append(Measured(row, {metric.name: value for metric in scoring.ALL}, rng.normal(size=(8, 4))))
+    return found
+
+
+def test_clips_of_a_film_are_alike_so_films_are_left_out():
+    (noise,) = [row for row in scoring.ceiling(windows(dict.fromkeys("abcd", 16)), 8, None) if row["name"] == "noise"]
+    assert noise["n"] == 4
+    (alone,) = [row for row in scoring.ceiling(windows({"a": 16}), 8, None) if row["name"] == "noise"]
+    assert alone["n"] == 16
+    assert alone["high"] - alone["low"] < 1 < noise["high"] - noise["low"]
+
+
+def test_halves_share_no_film_where_that_leaves_enough_clips_in_each():
+    sides = scoring.halves(windows({"a": 7, "b": 4, "c": 3, "d": 1}))
+    assert [{one.row["film_id"] for one in side} for side in sides] == [{"a", "d"}, {"b", "c"}]
+    lone = scoring.halves(windows({"a": 7, "b": 1}))
+    assert [len(side) for side in lone] == [4, 4]
+    assert [len(side) for side in scoring.halves(windows({"a": 5}))] == [3, 2]
+    assert [len(side) for side in scoring.halves(windows({"a": 1}))] == [1]
+    assert scoring.halves([]) == []
+    (kernel,) = [row for row in scoring.ceiling(windows({"a": 5, "b": 5}), 8, None) if row["name"] == "kernel_distance"]
+    assert kernel["value"] is not None
+    assert "one group only" in kernel["reason"]
 
 
 def test_videomae_has_no_drift_and_says_why(networks, scene, tmp_path):

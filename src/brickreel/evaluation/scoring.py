@@ -166,13 +166,11 @@ def of_sets(
         return not_measured(missing)
     if not any(halves):
         return not_measured("there is no held-out clip")
-    references = [_vectors(half) for half in halves if half]
-
-    def statistic(chosen: Sequence[Sequence[Measured]]) -> float:
-        found = _vectors([one for group in chosen for one in group])
-        return float(np.mean([_distance(metric, found, reference) for reference in references]))
-
-    return statistics.jackknife(grouped, statistic)
+    if not grouped:
+        return not_measured("there is nothing to measure")
+    left_out = distance.kernel_left_out if metric is measures.KERNEL else distance.frechet_left_out
+    found = left_out([_vectors(group) for group in grouped], [_vectors(half) for half in halves if half])
+    return statistics.of_left_out(found.value, found.without.tolist())
 
 
 def _vectors(videos: Sequence[Measured]) -> list[Features]:
@@ -184,19 +182,24 @@ def _vectors(videos: Sequence[Measured]) -> list[Features]:
     return [np.concatenate(vectors) for vectors in found.values()]
 
 
-def _distance(metric: Metric, found: Sequence[Features], reference: Sequence[Features]) -> float:
-    """NaN where a side is too small."""
-    try:
-        if metric is measures.KERNEL:
-            return distance.kernel(found, reference)
-        return distance.frechet(np.concatenate(found), np.concatenate(reference))
-    except ValueError:
-        return float("nan")
+def kin(windows: Sequence[Measured]) -> str:
+    """What held-out windows are alike in: the film where there are several, else the clip."""
+    return "film_id" if len(groups(windows, ["film_id"])) > 1 else "clip_id"
 
 
-def halves(videos: Sequence[Measured]) -> list[list[Measured]]:
-    """Held-out windows in two halves, no clip in both; one half where there is one clip only."""
-    clips = groups(videos, ["clip_id"])
+def halves(windows: Sequence[Measured]) -> list[list[Measured]]:
+    """Held-out windows in two halves, no film in both where that leaves two clips in each, else no clip in both.
+
+    One half where there is one clip only.
+    """
+    if kin(windows) == "film_id":
+        sides: list[list[Measured]] = [[], []]
+        # The largest first, each to the smaller side, so that they become about as large.
+        for film in sorted(groups(windows, ["film_id"]), key=len, reverse=True):
+            min(sides, key=len).extend(film)
+        if all(len(groups(side, ["clip_id"])) > 1 for side in sides):
+            return sides
+    clips = groups(windows, ["clip_id"])
     return [[one for clip in clips[side::2] for one in clip] for side in (0, 1) if clips[side::2]]
 
 
@@ -232,13 +235,14 @@ def ceiling(windows: Sequence[Measured], per_set: int, no_features: str | None) 
     Frechet distance, unlike the kernel distance, falls as videos become more.
     """
     about = {"step": None, "weights": "held-out", "conditional": True, "length": 1}
-    found = [row(about, metric, of_values(metric, groups(windows, ["clip_id"])), len(windows)) for metric in ALL]
+    alike_in = kin(windows)
+    found = [row(about, metric, of_values(metric, groups(windows, [alike_in])), len(windows)) for metric in ALL]
     sides = halves(windows)
     if len(sides) < 2:
         reason = no_features or f"{'one' if windows else 'no'} held-out clip, at least two are needed"
         return found + [row(about, metric, not_measured(reason), len(windows)) for metric in SETS]
     for metric in SETS:
-        estimate = of_sets(metric, groups(sides[0], ["clip_id"]), sides[1:], no_features)
+        estimate = of_sets(metric, groups(sides[0], [alike_in]), sides[1:], no_features)
         if metric is measures.FRECHET and len(sides[0]) != per_set and estimate.value is not None:
             note = f"of {len(sides[0])} clips, the samples' of {per_set}: only kernel_distance can be compared"
             estimate = estimate._replace(reason="; ".join(part for part in (estimate.reason, note) if part))

@@ -40,15 +40,20 @@ def jackknife(groups: Sequence[Group], statistic: Callable[[Sequence[Group]], fl
 
     For a mean over groups this is Student's interval. With one group there is a value and no interval.
     """
-    count = len(groups)
-    if count == 0:
+    if not groups:
         return not_measured("there is nothing to measure")
-    value = float(statistic(groups))
+    whole = range(len(groups)) if len(groups) > 1 else range(0)
+    left_out = [statistic([*groups[:index], *groups[index + 1 :]]) for index in whole]
+    return of_left_out(float(statistic(groups)), left_out or [math.nan])
+
+
+def of_left_out(value: float, without: Sequence[float]) -> Estimate:
+    """The jackknife of a value and of what it is without each group; what the latter is with one group is no matter."""
+    count, left_out = len(without), np.array(without, float)
     if not math.isfinite(value):
         return not_measured("the result is not a finite number", count)
     if count == 1:
         return Estimate(value, None, None, 1, "no interval: one group only, at least two are needed")
-    left_out = np.array([statistic([*groups[:index], *groups[index + 1 :]]) for index in range(count)])
     if not np.isfinite(left_out).all():
         return Estimate(value, None, None, count, "no interval: leaving one group out leaves too little to measure")
     if np.ptp(left_out) == 0:
