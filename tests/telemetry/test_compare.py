@@ -1,10 +1,11 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from brickreel import files
+from brickreel import files, tables
 from brickreel.stages import evaluate
 from brickreel.telemetry import compare
 from evaluation import project
@@ -45,9 +46,42 @@ def test_page_shows_what_differs_side_by_side_and_nothing_is_executed(tmp_path, 
     assert len(list((tmp_path / "out/media").rglob("*.mp4"))) == 6
 
 
-def _moved(table: Path, name: str) -> None:
-    from brickreel import tables
+def test_what_cannot_be_compared_has_no_difference_and_no_verdict_and_says_why(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, network, frames, value in (("a", "transnetv2", 16, 0.1), ("b", "dinov2", 32, 0.5)):
+        about = {"step": 4, "weights": "ema", "conditional": True, "length": 1}
+        rows = [
+            {"name": metric, "value": value, "low": None, "high": None, "better": "lower", "unit": "u", **about}
+            | {"n": 3, "videos": 3, "reason": None}
+            for metric in ("drift", "kernel_distance", "noise")
+        ]
+        metrics = rows + [row | {"step": 2} for row in rows]
+        scores = {"run": name, "features": network, "metrics": metrics, "ceiling": [], "gauge_correlation": []}
+        files.write_json(Path("results/evaluate") / name / "scores.json", scores | {"gaps": []})
+        one = {"path": "", "seed": 0, "poses": 8, "nearest": None, **about}
+        videos = [
+            one | {"prompt": prompt, "drift": value + place / 100, "noise": value - place / 100}
+            for place, prompt in enumerate("xyz")
+        ]
+        files.write_json(Path("results/evaluate") / name / "videos.json", videos)
+        samples = dict.fromkeys(tables.SCHEMAS["samples"].names) | {"prompt_id": "x", "prompt": "x", "seed": 0, **about}
+        samples |= {"frames": frames, "height": 48, "width": 48, "pose_rate": 8.0, "steps": 9, "sampler": "iddpm"}
+        samples |= {"guidance": 7.0, "path": "", "outcome": "ok", "reason": ""}
+        tables.write("samples", Path("results/sample") / name / "step-00000004/samples.parquet", [samples])
+    page = compare.write_page("a", "b", tmp_path / "out").read_text()
+    found = json.loads((tmp_path / "out/comparison.json").read_text())
+    by_name = {row["name"]: row for row in found["metrics"]}
+    assert by_name["drift"]["difference"] is None
+    assert by_name["noise"]["difference"]["n"] == 3
+    assert "a is measured in features of transnetv2, b in those of dinov2" in found["gaps"][0]
+    assert found["made"] == [{"name": "poses", "first": "16", "second": "32"}]
+    assert page.count("not comparable: features of two networks") == 2
+    assert "The videos were made in different ways" in page
+    assert "poses 16 and 32." in page
+    assert re.findall(r"<title id=.*?>(.*?)</title>", page) == ["noise"]
 
+
+def _moved(table: Path, name: str) -> None:
     rows = [
         row | {"path": row["path"].replace("/r/", f"/{name}/")} for row in tables.read("samples", table).to_pylist()
     ]

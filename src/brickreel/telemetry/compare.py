@@ -13,6 +13,13 @@ from brickreel.telemetry import media, project, summary
 from brickreel.telemetry.project import RunFiles
 
 STAGES = ("plan", "train", "sample", "evaluate")
+# Measured in features of a network: in those of another one the same videos have other values.
+OF_FEATURES = ("drift", "frechet_distance", "kernel_distance")
+# Ways of making videos that their metrics depend on, as the table of samples calls them.
+MADE = {
+    "frames": "poses", "height": "height", "width": "width", "pose_rate": "poses per second", "steps": "steps",
+    "sampler": "sampler", "guidance": "guidance",
+}  # fmt: skip
 
 
 @click.command("compare")
@@ -44,19 +51,24 @@ def write_page(first: str, second: str, folder: Path) -> Path:
         one = found.runs[0]
         if not (one.steps or one.samples or one.settings or one.plan):
             raise FileNotFoundError(f"run '{name}' has left nothing under results/: is this the project's folder?")
-    told = [summary.assemble(found, [])[0]["runs"][0] for found in runs]
+    of_report = [summary.assemble(found, [])[0]["runs"][0] for found in runs]
     scores = [found.runs[0].scores or {} for found in runs]
+    gaps = [f"{gap.what}: {gap.why}" for found in runs for gap in found.gaps]
+    if apart := other_features(*scores):
+        told = f"{first} is measured in features of {apart[0]}, {second} in those of {apart[1]}"
+        gaps.insert(0, f"{', '.join(OF_FEATURES).replace('_', ' ')} are not compared: {told}")
     result = summary.finite(
         {
             "runs": [first, second],
             "settings": settings_that_differ(*(_settings(name) for name in (first, second))),
             "metrics": metrics(scores[0], scores[1], _videos(first), _videos(second)),
-            "gaps": [f"{gap.what}: {gap.why}" for found in runs for gap in found.gaps],
+            "made": made_otherwise(*(found.runs[0].samples for found in runs)),
+            "gaps": gaps,
         }
     )
     shown = side_by_side([found.runs[0] for found in runs], folder / "media")
     files.write_json(folder / "comparison.json", result)
-    files.write_text(folder / "index.html", comparison.page(result, told, shown))
+    files.write_text(folder / "index.html", comparison.page(result, of_report, shown))
     return folder / "index.html"
 
 
@@ -100,11 +112,38 @@ def _videos(run: str) -> list[dict[str, Any]]:
     return found if isinstance(found, list) else []
 
 
+def other_features(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The networks in whose features two evaluations measured, where they are two."""
+    names = first.get("features"), second.get("features")
+    return (str(names[0]), str(names[1])) if all(names) and names[0] != names[1] else None
+
+
+def made_otherwise(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """In what the videos of the last step, prompted and of the trained length, were made in another way."""
+    one, two = _made(first), _made(second)
+    return [
+        {"name": name, "first": ", ".join(one[column]), "second": ", ".join(two[column])}
+        for column, name in MADE.items()
+        if one[column] and two[column] and one[column] != two[column]
+    ]
+
+
+def _made(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    last = max((row["step"] for row in rows), default=0)
+    usual = [row for row in rows if row["step"] == last and row["conditional"] and row["length"] == 1]
+    usual = [row for row in usual if row["outcome"] == "ok"]
+    return {column: sorted({f"{row[column]}" for row in usual}) for column in MADE}
+
+
 def metrics(
     first: Mapping[str, Any], second: Mapping[str, Any], videos: Sequence[Any], others: Sequence[Any]
 ) -> list[dict[str, Any]]:
-    """Metrics of the last weights of both runs, with the paired difference over the prompts that both have."""
+    """Metrics of the last weights of both runs, with the paired difference over the prompts that both have.
+
+    Where they were measured in features of two networks there is none.
+    """
     one, two = _last(first), _last(second)
+    apart = OF_FEATURES if other_features(first, second) else ()
     differences = paired(videos, others)
     rows = []
     for key in one.keys() | two.keys():
@@ -120,7 +159,8 @@ def metrics(
                 "unit": about.get("unit"),
                 "first": a,
                 "second": b,
-                "difference": differences.get(key),
+                "comparable": name not in apart,
+                "difference": None if name in apart else differences.get(key),
             }
         )
     return sorted(rows, key=lambda row: (not row["conditional"], row["length"], row["name"]))

@@ -1,6 +1,6 @@
 """The page of `brickreel compare`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -29,7 +29,8 @@ def page(result: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], rows: Seq
     style = resources.files("brickreel.telemetry.render").joinpath("templates", "style.css").read_text("utf-8")
     template = environment.get_template("compare.html.j2")
     # The style is a file of this package, nobody's input.
-    return template.render(c=result, rows=rows, charts=charts(runs), number=number, verdict=verdict,
+    apart = {row["name"] for row in result["metrics"] if not row["comparable"]}
+    return template.render(c=result, rows=rows, charts=charts(runs, apart), number=number, verdict=verdict,
                            style=Markup(style))  # fmt: skip  # noqa: S704
 
 
@@ -40,6 +41,8 @@ def number(value: float | None) -> str:
 
 def verdict(row: Mapping[str, Any], names: Sequence[str]) -> str:
     """What the paired difference says, in words."""
+    if not row["comparable"]:
+        return "not comparable: features of two networks"
     difference = row["difference"]
     if not difference or difference["low"] is None:
         return "no interval"
@@ -49,11 +52,11 @@ def verdict(row: Mapping[str, Any], names: Sequence[str]) -> str:
     return {"lower": f"{lower} is better", "higher": f"{higher} is better"}.get(row["better"], f"{higher} is higher")
 
 
-def charts(runs: Sequence[Mapping[str, Any]]) -> list[Markup]:
-    """Training loss, held-out loss and metrics over steps, a line per run."""
+def charts(runs: Sequence[Mapping[str, Any]], apart: Collection[str] = ()) -> list[Markup]:
+    """Training loss, held-out loss and metrics over steps, a line per run; none of what cannot be set side by side."""
     drawn = [_chart("Training loss", [(run["run"], run["curve"]["step"], run["curve"]["loss"]) for run in runs])]
     drawn.append(_chart("Held-out loss relative to step 0, mean over timesteps", [_held_out(run) for run in runs]))
-    for name in DRAWN:
+    for name in [name for name in DRAWN if name not in apart]:
         held = next((row["value"] for run in runs for row in run["ceiling"] if row["name"] == name), None)
         drawn.append(_chart(name.replace("_", " "), [_metric(run, name) for run in runs], held))
     return [chart for chart in drawn if chart]
