@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 CORES ?= 2
 TORCH := torch==2.13.0
 
-.PHONY: env demo test test-slurm test-gpu test-all bench lint format lock graph clean
+.PHONY: env demo test test-slurm test-gpu test-all bench lint format lock settings graph clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -65,6 +65,9 @@ format: env
 lock: env  ## write requirements.lock from what stands in .venv
 	$(BIN)/python -m pip list --format=freeze $(foreach name,brickreel pip torch colossalai scenedetect,--exclude $(name)) > requirements.lock
 	$(BIN)/python -m pip list --format=freeze | grep -E '^(colossalai|scenedetect)==' > requirements-nodeps.lock
+
+settings: env  ## write docs/settings.md
+	$(BIN)/brickreel settings --markdown > docs/settings.md
 
 graph: env  ## draw the rule graph of the README
 	$(BIN)/snakemake --rulegraph dot --configfile config/demo.yaml --directory demo | dot -Tsvg > docs/graph.svg

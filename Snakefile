@@ -1,6 +1,8 @@
 # From a folder of films to a fine-tuned model and its report. Read it as a table of contents; one file per part.
 #   snakemake --cores 4                      on this machine
 #   snakemake --profile slurm                on a Slurm cluster
+import sys
+
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
@@ -35,11 +37,11 @@ onstart:
     except BlockingIOError as error:
         raise WorkflowError(str(error)) from None
     # Before captions are paid for and jobs wait in a queue.
-    needed = {job.rule.name for job in workflow.dag.needrun_jobs()}
-    if needed & NEED_WEIGHTS and not workflow.touch:
-        missing_weights()
+    if not workflow.touch:
+        check_what_is_needed({job.rule.name for job in workflow.dag.needrun_jobs()})
 
 
-# A failed run has a report too: of how far it came, and where the time went.
+# A failed run has a report too: of how far it came, and where the time went. What went wrong is said last.
 onerror:
     shell("brickreel report --config results/settings/report.json")
+    print(last_words(log), file=sys.stderr)

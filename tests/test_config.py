@@ -1,13 +1,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from brickreel import config
+from brickreel.config import reference
 from brickreel.stages import STAGES
 
+ROOT = Path(__file__).resolve().parent.parent
 RUNS = {"runs": {"demo": {"data": {"buckets": {"64p": {"16": [1.0, 8]}}}}, "other": {}}}
 
 
@@ -152,3 +155,10 @@ def test_every_setting_is_documented_where_it_is_declared():
         if not field.description
     ]
     assert undocumented == []
+
+
+def test_the_reference_of_settings_is_whole_and_current():
+    known = {f"{part.path}.{setting.name}" for part in reference.parts() for setting in part.settings}
+    assert {"caption.server.command", "runs.NAME.data.buckets", "runs.NAME.lora.rank", "plan.mfu"} <= known
+    assert [f"{part.path}.{s.name}" for part in reference.parts() for s in part.settings if not s.purpose] == []
+    assert (ROOT / "docs/settings.md").read_text(encoding="utf-8") == reference.markdown(), "run `make settings`"

@@ -15,6 +15,7 @@ from brickreel.stages import BY_NAME, STAGES, Stage
 
 # Tools beside the stages: command -> (module, click command in it, purpose).
 TOOLS = {
+    "settings": ("brickreel.config.reference", "command", "Print every setting and what it does"),
     "demo-films": ("brickreel.films.demo", "command", "Render the demo's stop-motion films"),
     "inspect": ("brickreel.films.inspect", "command", "Show what brickreel would make of one film"),
     "lineage": ("brickreel.stages.lineage", "lineage_command", "List what a film went into"),

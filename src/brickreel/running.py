@@ -69,7 +69,6 @@ def _alone(stage: str, scope: Mapping[str, Any]) -> TextIO:
 def set_up_logging(log_file: str | None = None) -> None:
     """Plain lines to stderr, and to a file when asked; libraries that are loaded later keep quiet."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # complains of kernels that nothing here uses
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_file:
         Path(log_file).parent.mkdir(parents=True, exist_ok=True)

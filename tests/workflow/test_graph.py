@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -214,7 +215,7 @@ def test_missing_sources_are_one_sentence(project):
 def test_weights_that_are_not_here_stop_the_graph_before_its_first_job(project):
     tiny = {"path": "builtin:tiny"}
     base = {"transformer": tiny, "autoencoder": tiny, "text_encoder": {"path": "nobody/none"}}
-    settings = {**SETTINGS, "base": base}
+    settings = {**SETTINGS, "base": base, "caption": {"captioner": "embedded"}}
     done = snakemake(project, settings, check=False)
     assert done.returncode == 1
     assert "hf download nobody/none" in done.stderr
@@ -222,12 +223,32 @@ def test_weights_that_are_not_here_stop_the_graph_before_its_first_job(project):
     # Settings alone are not weights.
     (project / "words").mkdir()
     (project / "words/config.json").write_text("{}")
-    half = {**SETTINGS, "base": {**base, "text_encoder": {"path": "words"}}}
+    half = {**settings, "base": {**base, "text_encoder": {"path": "words"}}}
     assert "words has no tokenizer.json or spiece.model" in snakemake(project, half, check=False).stderr
     # The film of this project is not there: it is ingest that ends this one.
     dataset = snakemake(project, settings, "--until", "caption", check=False)
     assert "nobody/none" not in dataset.stderr
     assert (project / "logs/ingest").is_dir()
+    # What went wrong stands below the report, where one looks first.
+    assert re.search(r"report: results/report/.*\nlogs/ingest/all.log ends with: .*film.mp4", dataset.stderr)
+
+
+def test_a_key_that_is_not_there_stops_the_graph_before_its_first_job(project, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    asked = snakemake(project, changed(caption={"captioner": "openai"}), "--until", "caption", check=False)
+    assert asked.returncode == 1
+    assert "needs an API key in the environment variable OPENAI_API_KEY" in asked.stderr
+    assert not (project / "results/ingest").exists()
+
+
+def test_without_slurm_its_profile_is_one_sentence(project, monkeypatch):
+    for name in ("bash", "sh", "which"):
+        (project / name).symlink_to(shutil.which(name))
+    monkeypatch.setenv("PATH", str(project))
+    asked = snakemake(project, SETTINGS, "--executor", "slurm", "--jobs", "1", "--until", "ingest", check=False)
+    assert asked.returncode == 1
+    assert "Slurm's programs are not on this machine" in asked.stderr
+    assert not (project / "logs/ingest").exists()
 
 
 def test_how_stages_are_recorded_reaches_them_without_being_a_setting_of_theirs(project):

@@ -1,6 +1,9 @@
 # The configuration, checked once, and each stage's own settings file: a stage reruns when its settings change.
+import errno
 import os
+import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -38,7 +41,10 @@ def hold():
     except BlockingIOError:
         raise
     except OSError as error:
-        raise WorkflowError(str(error)) from None
+        told = f"this folder cannot be written ({error.strerror}): choose another with --directory"
+        raise WorkflowError(
+            told if error.errno in (errno.EACCES, errno.EROFS) else str(error)
+        ) from None
 
 
 def write_settings():
@@ -65,15 +71,37 @@ write_settings()
 NEED_WEIGHTS = {"encode", "plan", "preflight", "train", "sample", "export"}
 
 
-def missing_weights():
-    """Raise WorkflowError, with what to download and where to put it, when a part of the base model is not here."""
-    from brickreel.models import load
-
+def check_what_is_needed(rules):
+    """Raise WorkflowError that says what is missing for these rules: Slurm, weights, the key for captions."""
+    if workflow.executor_plugin.name == "slurm" and not shutil.which("sbatch"):
+        raise WorkflowError(
+            "Slurm's programs are not on this machine: start on a login node, or without --profile slurm"
+        )
     try:
-        for part in ("transformer", "autoencoder", "text_encoder"):
-            load.locate(part, **getattr(CONFIG.base, part).model_dump(), weights=True)
+        if "caption" in rules and CONFIG.caption.captioner == "openai":
+            from brickreel.captions import client
+
+            client.api_key(CONFIG.caption)
+        if rules & NEED_WEIGHTS:
+            from brickreel.models import load
+
+            for part in ("transformer", "autoencoder", "text_encoder"):
+                where = getattr(CONFIG.base, part).model_dump()
+                load.locate(part, **where, weights=True)
     except (FileNotFoundError, ValueError) as error:
         raise WorkflowError(str(error)) from None
+
+
+def last_words(snakemakes_logs):
+    """The last line of the log of every job that failed, as Snakemake's own logs name them."""
+    told = "".join(Path(path).read_text(errors="replace") for path in snakemakes_logs)
+    named = dict.fromkeys(re.findall(r"^ +log: (\S+) \(check log", told, re.M))
+    ends = [
+        (name, Path(name).read_text(errors="replace").strip().splitlines())
+        for name in named
+        if Path(name).is_file()
+    ]
+    return "\n".join(f"{name} ends with: {lines[-1]}" for name, lines in ends if lines)
 
 
 wildcard_constraints:

@@ -173,7 +173,9 @@ def _explain(error: ValidationError) -> str:
             # A key that stands where its variable's name belongs must not end up in a log.
             hidden = problem["type"] == "secret" or "key" in where.rpartition(".")[2]
             found = "" if hidden else f" (found {problem['input']!r:.60})"
-            sentences.append(f"configuration: `{where}`: {problem['msg']}{found}")
+            told = problem["msg"].removeprefix("Value error, ")
+            # What is wrong between sections names them itself.
+            sentences.append(f"configuration: `{where}`: {told}{found}" if problem["loc"] else f"configuration: {told}")
     return "; ".join(sentences)
 
 
