@@ -2,9 +2,11 @@ import importlib.util
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -16,6 +18,7 @@ from brickreel.models import text_to_video
 from brickreel.models.pipeline import OpenSoraPipeline
 from brickreel.models.stdit2.convert import command as convert
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 DEFAULTS = {
     "sampler": "iddpm", "num_frames": 3, "height": 32, "width": 48, "fps": 6.0,
     "num_inference_steps": 2, "guidance_scale": 2.0, "guidance_channels": 3, "hold": 2,
@@ -90,6 +93,22 @@ def test_what_is_wrong_is_one_sentence(words, sentence, model, tmp_path, monkeyp
     assert sentence in caplog.text
     assert "Traceback" not in caplog.text
     assert not list(tmp_path.glob("*.mp4"))
+
+
+def test_memory_that_does_not_suffice_is_a_sentence(model, tmp_path, monkeypatch):
+    def call(self, *_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    pipeline = generate.load_pipeline(str(model), "cpu")
+    monkeypatch.setattr(OpenSoraPipeline, "__call__", call)
+    with pytest.raises(ValueError, match="out of memory with 3 poses of 32 x 48: ask for fewer"):
+        generate.make(pipeline, "a car", 0, tmp_path / "car.mp4", DEFAULTS)
+
+
+def test_the_model_that_is_shipped_is_asked_for_what_it_has_learned():
+    demo = config.load(ROOT / "config.yaml", ROOT / "config/demo.yaml").sample
+    assert generate.defaults("builtin:tiny") == generate.sampling(demo)
+    assert generate.defaults("nowhere") == generate.sampling(config.Sample())
 
 
 def test_help_teaches_by_examples_and_loads_no_torch():

@@ -241,6 +241,67 @@ def test_the_model_card_has_each_metric_once_at_the_trained_length():
     assert float(shown["value"]) == 0.1
 
 
+def test_a_folder_without_its_whole_dataset_does_not_take_the_place_of_the_old_one(with_clips, tmp_path):
+    export.run(with_clips, "small")
+    folder = tmp_path / "results" / "export" / "small"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    rows = tables.read("cut_index", "results/cut/index.parquet").to_pylist()
+    twice = next(row for row in rows if row["clip_id"] == "clip003" and row["kind"] == "clip")
+    tables.write("cut_index", "results/cut/index.parquet/00.parquet", [*rows, twice])
+    with pytest.raises(FileExistsError):
+        export.run(with_clips, "small")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["small"]
+
+
+def test_captions_of_clips_that_the_run_was_not_shown_are_not_counted(with_clips, tmp_path):
+    captions = tables.read("captions", "results/caption/captions.parquet").to_pylist()
+    others = [captions[0] | {"clip_id": f"other{number}", "model": "gpt-4o"} for number in range(50)]
+    shown = [row | {"model": "embedded"} for row in captions]
+    tables.write("captions", "results/caption/captions.parquet", [*shown, *others])
+    export.run(with_clips, "small")
+    card = (tmp_path / "results" / "export" / "small" / "README.md").read_text()
+    assert "Captions by embedded: 11." in card
+    assert "gpt-4o" not in card
+
+
+def test_a_base_in_a_folder_of_the_project_is_no_name_of_the_hub(finished, tmp_path):
+    base = {"base": {"transformer": {"path": "model/transformer"}, "autoencoder": {"path": "a/hub-name"}}}
+    there = config.load(finished.model_dump(mode="json"), base)
+    card = cards.model_card(there, "small", export.gather("small", there.run("small"), "ema"))
+    assert "base_model" not in yaml.safe_load(card.split("---\n")[1])
+    assert "| transformer | a local folder, transformer |" in card
+    assert "| autoencoder | a/hub-name |" in card
+    elsewhere = {"base": {"transformer": {"path": "hpcai-tech/OpenSora-STDiT-v2-stage3"}}}
+    front = cards._front(config.load(finished.model_dump(mode="json"), elsewhere), "small")
+    assert yaml.safe_load(front)["base_model"] == "hpcai-tech/OpenSora-STDiT-v2-stage3"
+
+
+def test_weights_that_were_not_sampled_have_no_scores_and_the_card_says_so(finished, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(export.logger, "propagate", True)
+    card = tmp_path / "results" / "export" / "small" / "README.md"
+    export.run(finished, "small")
+    assert "no samples were evaluated" not in card.read_text()
+    export.run(config.load(finished.model_dump(mode="json"), {"export": {"weights": "raw"}}), "small")
+    assert "Of the weights in this folder (raw) no samples were evaluated" in card.read_text()
+    assert "sample.weights left raw out" in caplog.text
+
+
+def test_addresses_of_films_are_links_as_they_stand():
+    film = {"film_id": "f", "split": "train", "clips": 1, "stills": 0, "count": 1, "kind": "clip"}
+    film |= dict.fromkeys(cards.PROVENANCE)
+    films = [
+        film | {"url": url} for url in ("https://youtu.be/a_b_c?x=1&y=2", "javascript:x_y", "https://a.b/|<b>", None)
+    ]
+    card = cards._render(
+        "dataset_card.md.j2", name="n", run="r", films=films, licences=[], captioners=[], fingerprint="f"
+    )
+    assert "| <https://youtu.be/a_b_c?x=1&y=2> |" in card
+    assert "| javascript:x\\_y |" in card
+    assert "<b>" not in card
+    assert card.count("\n| f |") == 4
+
+
 def test_the_dataset_is_left_out_when_asked(with_clips, tmp_path):
     export.run(config.load(with_clips.model_dump(mode="json"), {"export": {"dataset": False}}), "small")
     assert not (tmp_path / "results" / "export" / "small" / "dataset").exists()

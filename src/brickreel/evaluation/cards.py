@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 import yaml
+from markupsafe import Markup
 
 from brickreel.config import Base, Config
 
@@ -78,6 +79,11 @@ def scores_of(scores: Mapping[str, Any] | None, weights: str) -> list[dict[str, 
     ]
 
 
+def only_before(scores: Sequence[Row]) -> bool:
+    """Whether rows of `scores_of` tell of the base model alone: the exported weights were not sampled."""
+    return bool(scores) and all(row["model"] == "before fine-tuning" for row in scores)
+
+
 def gauge_of(rows: Iterable[Row], weights: str) -> dict[str, Any] | None:
     """The last reading of the held-out loss relative to step 0, over all timesteps; None where there is none."""
     own = [row for row in rows if row["weights"] == weights and row["relative"] is not None]
@@ -109,6 +115,7 @@ def model_card(config: Config, run: str, facts: Mapping[str, Any]) -> str:
         sample=config.sample,
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         settings_of=config.run(run),
+        only_before=only_before(facts["scores"]),
         **facts,
     )
 
@@ -147,7 +154,7 @@ def _front(config: Config, run: str) -> str:
         "license": "other",
         "license_name": "see-training-data",
     }
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+    if not _is_folder(base) and re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         front["base_model"] = base
     return yaml.safe_dump(front, sort_keys=False)
 
@@ -165,7 +172,21 @@ def _parts(base: Base) -> list[dict[str, str]]:
 
 def _origin(path: str) -> str:
     """A hub name as it is; of a folder only its name, since where it lies is nobody's business."""
-    return f"a local folder, {Path(path).name}" if Path(path).is_absolute() or path.startswith((".", "~")) else path
+    return f"a local folder, {Path(path).name}" if _is_folder(path) else path
+
+
+def _is_folder(path: str) -> bool:
+    """Whether it is no name of the hub, as the loading decides: weights/stdit2 is a folder where there is one."""
+    return Path(path).is_absolute() or path.startswith((".", "~")) or Path(path).is_dir()
+
+
+def _link(url: Any) -> Any:
+    """An address for a cell of a Markdown table: between < and > it is a link as it stands, underscores and all.
+
+    One with letters that would end the link or the cell is text like any other.
+    """
+    text = str(url or "")
+    return Markup(f"<{text}>") if re.fullmatch(r"https?://[^\s<>|\\\"`]+", text) else _cell(text)  # noqa: S704
 
 
 def _cell(value: Any) -> str:
@@ -182,6 +203,6 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = _cell
+    environment.filters["cell"], environment.filters["link"] = _cell, _link
     source = resources.files("brickreel") / "evaluation" / "templates" / template
     return environment.from_string(source.read_text(encoding="utf-8")).render(**values)

@@ -52,7 +52,10 @@ def load_pipeline(model: str, device: str = "auto", dtype: str | None = None) ->
 
 def defaults(model: str) -> dict[str, Any]:
     """Settings of the call that suit a model: those its run was sampled with, where the folder tells them."""
-    stored = Path(model) / DEFAULTS
+    from brickreel.models import load
+
+    folder = load.locate("transformer", model).parent if model.startswith(load.BUILTIN) else Path(model)
+    stored = folder / DEFAULTS
     return files.read_json(stored) if stored.is_file() else sampling(config.Sample())
 
 
@@ -86,7 +89,11 @@ def make(
     Args:
         settings: of the pipeline's call, and `hold`.
         references: pictures or videos whose frames are given; see the pipeline's `mask_strategy`.
+
+    Raises ValueError for settings that do not go together, or when the GPU's memory does not suffice.
     """
+    import torch
+
     from brickreel.evaluation import prompts
     from brickreel.films import video
 
@@ -97,7 +104,11 @@ def make(
         given["mask_strategy"] = [given.get("mask_strategy") or ""]
     elif given.pop("mask_strategy", None):
         raise ValueError("a mask strategy says where references stand: give --reference too")
-    frames = pipeline(prompt, **given, generator=[prompts.generator(prompt, seed)], after_step=after_step).frames[0]
+    try:
+        frames = pipeline(prompt, **given, generator=[prompts.generator(prompt, seed)], after_step=after_step).frames[0]
+    except torch.OutOfMemoryError:
+        asked = "{num_frames} poses of {height} x {width}".format_map(given)
+        raise ValueError(f"out of memory with {asked}: ask for fewer poses, or for smaller ones") from None
     hold = int(settings.get("hold", 1))
     video.write(out, frames, float(given["fps"]) * hold, [hold] * len(frames))
     return frames

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,12 @@ KEPT = re.compile(
 
 
 def write(
-    target: str | os.PathLike[str], transformer: STDiT2, base: Any, objective: str, beside: Mapping[str, str]
+    target: str | os.PathLike[str],
+    transformer: STDiT2,
+    base: Any,
+    objective: str,
+    beside: Mapping[str, str],
+    add: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the pipeline's folder: whole, or not at all.
 
@@ -37,6 +42,7 @@ def write(
         base: has autoencoder and text_encoder, each with path, revision and subfolder; they are copied.
         objective: "iddpm" or "rectified-flow".
         beside: texts that stand beside the model, by file name, such as README.md.
+        add: puts what else belongs there into the folder, before it appears.
 
     Raises:
         FileNotFoundError, ValueError: when a part of the base is missing or damaged; `target` is then as it was.
@@ -48,6 +54,8 @@ def write(
         load.scheduler(objective).save_pretrained(folder / "scheduler")
         for name, text in beside.items():
             _write(folder / name, text)
+        if add:
+            add(folder)
         _finish(folder)
 
 

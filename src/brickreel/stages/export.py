@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,15 +70,20 @@ def run(config: configuration.Config, run: str, push: str = "", push_dataset: st
         "DATASET.md": cards.dataset_card(config, run, facts),
         generate.DEFAULTS: json.dumps(generate.sampling(config.sample, settings.objective), indent=2) + "\n",
     }
-    folder.write(target, transformer, config.base, settings.objective, beside)
-    if settings_of_export.dataset or push_dataset:
-        clips = _shown(settings, [*COLUMNS, "kind", "path", "split", "text"], _GOOD & _CLIP)
-        write_dataset(target / DATASET, clips, run, beside["DATASET.md"])
+
+    def add_clips(fresh: Path) -> None:
+        if settings_of_export.dataset or push_dataset:
+            clips = _shown(settings, [*COLUMNS, "kind", "path", "split", "text"], _GOOD & _CLIP)
+            write_dataset(fresh / DATASET, clips, run, beside["DATASET.md"])
+
+    folder.write(target, transformer, config.base, settings.objective, beside, add_clips)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     logger.info("export %s: %s, %s weights of step %d, %.1f MB", run, target, which, facts["step"], size / 1e6)
     unlicensed = sum(row["films"] for row in facts["licences"] if row["licence"] in ("none stated", "unlicensed"))
     if unlicensed:
         logger.warning("export %s: %d films have no licence: see DATASET.md before you publish it", run, unlicensed)
+    if cards.only_before(facts["scores"]):
+        logger.warning("export %s: sample.weights left %s out: the card has no scores of them", run, which)
     if push:
         send(target, push, "model")
     if push_dataset:
@@ -181,7 +186,7 @@ def gather(run: str, settings: configuration.Run, which: str) -> dict[str, Any]:
         "films": shown,
         "heldout": sum(film["split"] == "heldout" for film in shown),
         "licences": cards.licences(shown),
-        "captioners": cards.captioners(_captioners()),
+        "captioners": cards.captioners(_captioners(settings)),
         "energy": energy(run),
         "fingerprint": (_optional(trained / "dataset.json") or {}).get("fingerprint", "unknown"),
     }
@@ -196,20 +201,27 @@ def energy(run: str) -> dict[str, Any]:
     return {"wall_hours": one["wall_hours"], "gpu_hours": one["gpu_hours"], "gpu": one["gpu_name"], **one["energy"]}
 
 
-def _captioners() -> list[dict[str, Any]]:
+def _captioners(settings: configuration.Run) -> list[dict[str, Any]]:
+    """Who described how many of the run's clips and stills."""
     if not CAPTIONS.exists():
         return []
-    described = tables.batches("captions", CAPTIONS, ["model", "source", "text", "outcome"], _DESCRIBED)
-    return tables.tally(described, ["model", "source"])
+    columns = ["clip_id", "kind", "model", "source", "text", "outcome"]
+    described = tables.batches("captions", CAPTIONS, columns, _DESCRIBED)
+    return tables.tally(_encoded(settings, described), ["model", "source"])
 
 
 def _shown(settings: configuration.Run, columns: Sequence[str], where: Any = _GOOD) -> Iterator[pa.RecordBatch]:
     """Rows of the cut index whose clip or still was encoded for this run."""
+    return _encoded(settings, tables.batches("cut_index", CUT, [*columns, "outcome"], where))
+
+
+def _encoded(settings: configuration.Run, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Those of rows with `clip_id` and `kind` that were encoded for this run."""
     key = data_key(settings.data)
     index = tables.batches("encode_index", ENCODED, ["clip_id", "kind", "data_keys", "outcome"], _GOOD)
     named = [_names(concerning(batch, key, ["clip_id", "kind"])) for batch in index]
     encoded = np.unique(np.concatenate([np.zeros(0, np.int64), *named]))
-    for batch in tables.batches("cut_index", CUT, [*columns, "outcome"], where):
+    for batch in batches:
         names = _names(batch)
         found = np.searchsorted(encoded, names, "left") < np.searchsorted(encoded, names, "right")
         yield batch.filter(pa.array(found))
