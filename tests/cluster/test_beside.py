@@ -1,7 +1,9 @@
 import json
+import os
 
 import pytest
 
+from brickreel import config
 from brickreel.cluster.beside import SampleJobs, one_gpu, one_gpu_of, profiled
 from brickreel.cluster.submission import Resources
 
@@ -80,6 +82,25 @@ def test_it_runs_on_one_rank_with_the_sample_stages_settings(tmp_path, monkeypat
     assert jobs.settings == ("results/settings/sample-r.json",)
     assert jobs.resources == Resources(gres="gpu:h100:1", slurm_partition="gpu")
     assert SampleJobs("r", ["config.yaml"], asked).settings == ("config.yaml",)
+
+
+def test_neither_the_last_step_nor_samples_of_this_training_are_asked_for(tmp_path, monkeypatch):
+    settings(tmp_path, monkeypatch, True)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm here
+    jobs = SampleJobs.of("train", {"run": "r"}, ["config.json"], Resources())
+    steps = ("step-00000250", "step-00000500", f"step-{config.load('config.json').run('r').max_steps:08d}")
+    train = tmp_path / "results/train/r"
+    for step in steps:
+        (train / "checkpoints" / step).mkdir(parents=True)
+        (train / "checkpoints" / step / "manifest.json").write_text("{}")
+    (train / "attempts.jsonl").write_text('{"time_s": 1000}\n{"time_s": 2000}\n')
+    for step, written in zip(steps, (900, 1500), strict=False):
+        table = tmp_path / "results/sample/r" / step / "samples.parquet"
+        table.parent.mkdir(parents=True)
+        table.write_bytes(b"")
+        os.utime(table, (written, written))
+    jobs.look()
+    assert jobs.asked == {"step-00000250"}  # sampled before this training began
 
 
 def test_a_submission_that_fails_is_a_warning(tmp_path, monkeypatch, caplog):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from brickreel import config
+from brickreel import config, files
 from brickreel.cluster import slurm
 from brickreel.cluster.submission import Resources, StageTask, parse_options, submit
 
@@ -56,10 +56,13 @@ def profiled(stage: str) -> dict[str, int]:
 
 
 class SampleJobs:
-    """Submits a sample job for each complete checkpoint of a run that has none yet."""
+    """Submits a sample job for each complete checkpoint of a run that has none yet.
 
-    def __init__(self, run: str, settings: Sequence[str], resources: Resources) -> None:
-        self.run = run
+    That of the `last` step becomes the final weights, which the sample stage itself samples at once.
+    """
+
+    def __init__(self, run: str, settings: Sequence[str], resources: Resources, last: int | None = None) -> None:
+        self.run, self.last = run, last and f"step-{last:08d}"
         # The training job's own settings file holds nothing about samples; the stage's stands beside it.
         own = config.settings_path("sample", run)
         self.settings = (str(own),) if config.settings_path("train", run) in map(Path, settings) else tuple(settings)
@@ -79,15 +82,16 @@ class SampleJobs:
     ) -> "SampleJobs | None":
         """For a training job whose run wants samples; None for all others."""
         run = scope.get("run", "")
-        if stage != "train" or not config.load(*settings).run(run).sample_during_training:
+        if stage != "train":
             return None
-        return cls(run, settings, resources)
+        trained = config.load(*settings).run(run)
+        return cls(run, settings, resources, trained.max_steps) if trained.sample_during_training else None
 
     def look(self) -> None:
         """Submit what is due. Never raises for what Slurm says."""
         for path in sorted(Path("results/train", self.run, "checkpoints").glob("step-*[0-9]/manifest.json")):
             step = path.parent.name
-            if step in self.asked or Path("results/sample", self.run, step, "samples.parquet").exists():
+            if step in self.asked or step == self.last or self._is_sampled(step):
                 continue
             self.asked.add(step)
             name = f"sample-{self.run}-{step}"
@@ -102,3 +106,10 @@ class SampleJobs:
                 self.asked.discard(step)  # the controller is away: the next look asks again
             except (ValueError, OSError) as error:
                 logger.warning("no samples of %s during training: %s", step, error)
+
+    def _is_sampled(self, step: str) -> bool:
+        """Whether there are samples of this training: of an earlier one of that name they are made anew."""
+        table = Path("results/sample", self.run, step, "samples.parquet")
+        attempts = files.read_json_lines(Path("results/train", self.run, "attempts.jsonl"))
+        began = min((row["time_s"] for row in attempts), default=0.0)
+        return table.exists() and table.stat().st_mtime >= began
