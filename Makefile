@@ -69,8 +69,8 @@ lock: env  ## write requirements.lock from what stands in .venv
 settings: env  ## write docs/settings.md
 	$(BIN)/brickreel settings --markdown > docs/settings.md
 
-graph: env  ## draw the rule graph of the README
-	$(BIN)/snakemake --rulegraph dot --configfile config/demo.yaml --directory demo | dot -Tsvg > docs/graph.svg
+graph: demo/films/sources.csv  ## draw the rule graph of the README
+	$(BIN)/snakemake --rulegraph dot --configfile config/demo.yaml --directory demo | dot -Grankdir=LR -Tsvg > docs/graph.svg
 
 clean:
 	rm -rf demo

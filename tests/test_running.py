@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from brickreel import running
+from brickreel import config, running
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +48,14 @@ running.guarded("preflight", False, act)
 def test_a_process_with_a_thread_that_never_ends_ends_all_the_same(raises):
     done = subprocess.run([sys.executable, "-c", STUCK.replace("RAISES", str(raises))], timeout=60, check=False)
     assert done.returncode == int(raises)
+
+
+def test_without_a_configuration_a_stage_takes_the_graphs_settings():
+    assert running._usual("report", None) == (Path("config.yaml"),)
+    config.write_settings(config.load({"runs": {"a": {}}}), "sample", "a")
+    assert running._usual("sample", "a") == (config.settings_path("sample", "a"),)
+    Path("config.yaml").touch()
+    assert running._usual("sample", "a") == (Path("config.yaml"),)
 
 
 def test_what_works_on_one_run_does_not_wait_for_another_or_for_a_checkpoints_samples():

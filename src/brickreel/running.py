@@ -28,7 +28,7 @@ def run_stage(name: str, configs: tuple[str, ...] = (), **scope: Any) -> None:
     from brickreel.telemetry import recorder
 
     local.end_with_launcher()
-    settings = config.load(*(configs or ("config.yaml",)))
+    settings = config.load(*(configs or _usual(name, scope.get("run"))))
     me = ranks.discover()
     scopes = [scope]
     if "shard" in scope:
@@ -47,6 +47,13 @@ def run_stage(name: str, configs: tuple[str, ...] = (), **scope: Any) -> None:
             # A job of many ranks is held by its launcher.
             with nullcontext() if name in LAUNCHED else _alone(name, one):
                 module.run(settings, **one)
+
+
+def _usual(stage: str, run: str | None) -> tuple[Path, ...]:
+    """config.yaml; where there is none, what the graph wrote down for this stage when it last ran in this folder."""
+    written = config.settings_path(stage, run)
+    usual = Path("config.yaml")
+    return (written,) if written.exists() and not usual.exists() else (usual,)
 
 
 def _alone(stage: str, scope: Mapping[str, Any]) -> TextIO:

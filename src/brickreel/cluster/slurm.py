@@ -101,7 +101,8 @@ def ask(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(words, 1, "", f"{words[0]} did not answer in {ANSWER_TIMEOUT_S} s")
     except FileNotFoundError:
         raise ValueError(
-            f"there is no program '{words[0]}': Slurm is not installed here, use `--executor local`"
+            f"there is no program '{words[0]}': Slurm is not installed here. Without it: `snakemake --cores N`, or"
+            " `brickreel launch --executor local`"
         ) from None
 
 
