@@ -317,6 +317,10 @@ def test_the_model_card_tells_energy_or_that_it_was_not_measured(finished, tmp_p
     card = export.cards.model_card(finished, "small", facts)
     assert "5.3 hours of wall time and 169.6 GPU-hours (NVIDIA H100)" in card
     assert "drew 101.2 kWh, by their own counters: 40.5 kg of CO2" in card
+    facts["energy"]["recorded_pct"] = 62.4
+    assert "drew 101.2 kWh in the 62 % of their time that was recorded" in export.cards.model_card(
+        finished, "small", facts
+    )
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -8,6 +8,7 @@ import pytest
 from brickreel import files, tables
 from brickreel.stages import evaluate
 from brickreel.telemetry import compare
+from brickreel.telemetry.render import comparison
 from evaluation import project
 from evaluation.scenes import draw_scene
 
@@ -102,3 +103,8 @@ def test_a_single_prompt_has_a_difference_and_no_interval():
     other = [videos[0] | {"noise": 5.0}]
     found = compare.paired(videos, other)["noise", True, 1]
     assert found == {"value": 2.0, "low": None, "high": None, "n": 1}
+
+
+def test_a_reading_of_fewer_clips_leaves_a_gap_in_the_held_out_curve():
+    series = [{"weights": "ema", "step": [0, 2, 4], "relative": [1.0, None, 0.8]}]
+    assert comparison._held_out({"run": "a", "gauge": {"series": series}}) == ("a", [0, 4], [1.0, 0.8])

@@ -28,7 +28,7 @@ class Report(Section):
 class Telemetry(Section):
     """What the recorder samples on every node."""
 
-    period_s: Annotated[float, Field(ge=0.1)] = 1.0
+    period_s: Annotated[float, Field(ge=0.1, le=60)] = 1.0
     """Seconds between two samples; GPM needs at least 0.1."""
     enabled: bool = True
     """False records nothing: the report then has no CPU, memory or GPU figures for what ran meanwhile."""

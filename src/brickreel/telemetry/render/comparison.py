@@ -66,6 +66,8 @@ def _held_out(run: Mapping[str, Any]) -> tuple[str, Sequence[float], Sequence[fl
     series = [item for item in run["gauge"]["series"] if item["weights"] == "ema"]
     steps = sorted(set.intersection(*(set(item["step"]) for item in series))) if series else []
     at = [dict(zip(item["step"], item["relative"], strict=True)) for item in series]
+    # Readings of fewer clips than step 0 are not relative to it.
+    steps = [step for step in steps if all(one[step] is not None for one in at)]
     return run["run"], steps, [float(np.mean([one[step] for one in at])) for step in steps]
 
 
