@@ -134,6 +134,13 @@ def test_where_all_nodes_are_crowded_the_crowd_is_named_too():
     assert "waited for a core for 41.0 % of the time; so did those of other nodes" in claim
 
 
+def test_a_node_without_a_recording_is_a_finding_only_where_others_have_one():
+    silent = summaries.HOST | {"node": "node1", "recorded_hours": 0.0}
+    (item,) = findings.find(summary(run(hosts=[summaries.HOST, silent])))
+    assert (item["rule"], item["evidence"]["nodes"]) == ("coverage", ["node1"])
+    assert findings.find(summary(run(hosts=[silent, silent | {"node": "node0"}]))) == [], "telemetry may be off"
+
+
 def test_a_whole_node_is_never_told_to_ask_for_fewer_cores():
     assert findings.find(summary(stages=[STAGE | {"cores_allowed": 104.0, "cores_p99": 3.0}])) == []
 
@@ -192,6 +199,7 @@ def test_gpus_that_show_nothing_and_gpus_that_were_not_recorded_are_told_apart()
 def test_skipped_steps_are_not_called_computed_again():
     (item,) = findings.find(summary(run(time_pct=CLEAN | {"skipped": 8.0})))
     assert "again" not in item["claim"]
+    assert "not finite, or no sample readable; the training log says which" in item["claim"]
     assert "checkpoint" not in item["do"]
 
 

@@ -128,7 +128,7 @@ def test_a_whole_node_that_is_slow_costs_what_the_steps_would_have_been_shorter(
     others = np.delete(local, range(8, 16), axis=1).max(axis=1)
     saved = np.maximum(local.max(axis=1) - others, 0).sum() * RANKS
     assert sum(item.cost_rank_s for item in found) == pytest.approx(saved)
-    (node,) = stragglers.slow_nodes(found)
+    (node,) = stragglers.slow_nodes(found, attempts)
     assert (node.node, node.ranks, node.of_ranks) == ("node1", list(range(8, 16)), 8)
     assert node.cost_rank_s == pytest.approx(saved)
     assert node.slower_pct == pytest.approx(20, abs=0.5)
@@ -144,7 +144,24 @@ def test_two_slow_ranks_share_the_cost_by_how_far_each_was_behind():
 
 
 def test_a_node_with_a_few_slow_ranks_is_not_a_slow_node():
-    assert stragglers.slow_nodes(stragglers.find(node_of(simulated(0, steps=400), [8, 9], 1.2))) == []
+    attempts = node_of(simulated(0, steps=400), [8, 9], 1.2)
+    assert stragglers.slow_nodes(stragglers.find(attempts), attempts) == []
+
+
+def test_where_all_of_few_ranks_are_slow_the_fastest_is_the_measure_and_their_node_is_not_slower_than_others():
+    """One of two is slow in its median step, the other in its slow ones."""
+    generator = np.random.default_rng(0)
+    attempts = node_of(simulated(0, steps=400, ranks=2), [], 1, nodes=1)
+    local = attempts[0].log.by_rank["local_s"]
+    local[:] = 1 + 0.001 * generator.standard_normal(local.shape)
+    local[:, 0] *= 1.05
+    local[::10, 1] = 2.0
+    found = stragglers.find(attempts)
+    assert {item.rank for item in found} == {0, 1}
+    saved = (local.max(axis=1) - local.min(axis=1)).sum() * 2
+    assert sum(item.cost_rank_s for item in found) == pytest.approx(saved)
+    assert {item.node for item in found} == {"node0"}
+    assert stragglers.slow_nodes(found, attempts) == []
 
 
 def test_where_own_work_was_not_measured_nobody_is_slow():

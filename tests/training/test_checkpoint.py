@@ -270,8 +270,20 @@ def test_a_run_that_was_shortened_takes_the_checkpoint_of_its_last_step(written)
     store = Checkpoints(written, 0, 1, CPU)
     assert [store.newest_good(last)[0].name for last in (2, 3, 9)] == [name_of(step) for step in (2, 3, 3)]
     store.prune(1, None, 0, {})
+    (written / f"{name_of(2)}.damaged").mkdir()
     with pytest.raises(ValueError, match=r"max_steps is 2, and training is at step 3 already: .* is kept \(3\)"):
         store.newest_good(2)
+    store.close()
+
+
+def test_a_run_that_was_shortened_to_a_damaged_checkpoint_takes_an_older_one(written):
+    store = Checkpoints(written, 0, 1, CPU)
+    (written / name_of(2) / checkpoint.STATE).write_text("{}")
+    for _ in range(2):  # also where it was cut off before it came to that step again
+        path, passed = store.newest_good(2)
+        assert path.name == name_of(1)
+    assert passed == []
+    assert sorted(path.name for path in written.iterdir()) == [name_of(1), f"{name_of(2)}.damaged", name_of(3)]
     store.close()
 
 

@@ -92,6 +92,24 @@ def test_readings_are_relative_to_step_0_and_an_absent_clip_is_left_out(tmp_path
     assert gauge.mean_losses(path, "raw") == {0: 2.0}
 
 
+def test_a_reading_that_cannot_be_set_in_relation_to_step_0_is_a_warning_once_in_an_attempt(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(gauge.logger, "propagate", True)
+    path = tmp_path / "gauge.jsonl"
+    gauge.write(path, 0, 0, {"ema": [[2.0, math.nan], [1.0, math.nan]]})
+    assert not caplog.text, "an absent clip of step 0 has its own warning"
+    for step in (10, 20):
+        gauge.write(path, 0, step, {"ema": [[1.0, 1.0], [1.0, 2.0]]})
+    (record,) = caplog.records
+    assert "that of step 10 is not told relative to step 0" in record.getMessage()
+    gauge.write(path, 1, 30, {"ema": [[1.0, 1.0], [1.0, 2.0]]})
+    assert len(caplog.records) == 2
+    gauge.write(tmp_path / "whole.jsonl", 0, 0, {"ema": [[2.0]]})
+    gauge.write(tmp_path / "whole.jsonl", 0, 10, {"ema": [[1.0]]})
+    assert len(caplog.records) == 2
+
+
 def test_readings_of_other_timesteps_are_not_compared(tmp_path):
     path = tmp_path / "gauge.jsonl"
     assert gauge.mean_losses(path) == {}

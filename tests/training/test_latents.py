@@ -102,5 +102,7 @@ def test_a_sample_that_is_not_finite_is_refused_by_name(here, part):
     writer = latents.Writer(here, "digest", 1)
     row = writer.add(ROW | {"sample_id": "s0"}, sample(0)._replace(**{part: strange}), {})
     writer.flush()
-    with pytest.raises(ValueError, match=rf"sample s0 in 00-0000.safetensors is not finite \({part}\)"):
+    with pytest.raises(
+        ValueError, match=rf"sample s0 in 00-0000.safetensors is not finite \({part}\): delete that file and run"
+    ):
         latents.read(row)

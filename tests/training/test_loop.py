@@ -228,7 +228,7 @@ def test_a_damaged_sample_counts_as_absent_and_too_many_stop_the_run(tmp_path):
     assert read_state(path)["unreadable"] > 0
     assert all(row["loss"] is not None for row in project.step_rows(tmp_path))
     project.change(tmp_path, max_steps=20, max_unreadable=read_state(path)["unreadable"] + 1)
-    with pytest.raises(ValueError, match=r"samples could not be read \(max_unreadable\)"):
+    with pytest.raises(ValueError, match=r"samples could not be read \(max_unreadable\): delete the files"):
         project.train_here(tmp_path)
 
 
@@ -272,6 +272,31 @@ def test_a_micro_batch_that_is_too_large_is_one_sentence_until_a_step_has_fitted
     full_from[0] = 5  # in the second step: memory may be in pieces by now
     with pytest.raises(torch.OutOfMemoryError):
         project.train_here(tmp_path)
+    full_from[0] = 10_000
+    project.train_here(tmp_path)
+    project.change(tmp_path, max_steps=SHORT["max_steps"] + 1)
+    full_from[0] = 0  # in the first step after a restart: others fitted before
+    with pytest.raises(torch.OutOfMemoryError):
+        project.train_here(tmp_path)
+
+
+def test_where_memory_lacks_for_the_held_out_clips_they_are_named(tmp_path, monkeypatch):
+    def on_a_full_gpu(trainer):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    project.make(tmp_path, **SHORT)
+    read = loop.Trainer._read_gauge
+    monkeypatch.setattr(loop.Trainer, "_read_gauge", on_a_full_gpu)
+    with pytest.raises(ValueError, match="not enough memory for the held-out clips in step 1"):
+        project.train_here(tmp_path)
+    monkeypatch.setattr(loop.Trainer, "_read_gauge", read)
+    monkeypatch.setattr(loop.Trainer, "_next", on_a_full_gpu_at_once)
+    with pytest.raises(ValueError, match="not enough memory for its first micro-batch in step 1"):
+        project.train_here(tmp_path)
+
+
+def on_a_full_gpu_at_once(trainer, batches):
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_a_run_goes_on_with_its_mask_strategies_in_the_order_that_it_began_with(tmp_path):

@@ -85,8 +85,13 @@ def only_before(scores: Sequence[Row]) -> bool:
 
 
 def gauge_of(rows: Iterable[Row], weights: str) -> dict[str, Any] | None:
-    """The last reading of the held-out loss relative to step 0, over all timesteps; None where there is none."""
-    own = [row for row in rows if row["weights"] == weights and row["relative"] is not None]
+    """The last reading of the held-out loss relative to step 0, over all timesteps; None where there is none.
+
+    That of step 0, which says nothing, is it only where there is no later one.
+    """
+    own = [row for row in rows if row["weights"] == weights]
+    trained = any(row["step"] for row in own)
+    own = [row for row in own if row["relative"] is not None and (row["step"] or not trained)]
     last = [row for row in own if row["step"] == max(row["step"] for row in own)]
     if not last:
         return None

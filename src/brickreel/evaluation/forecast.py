@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 GIB = 2**30
-# Forward and backward: how often the forward pass's work is done.
-PASSES = 3
 
 # Bytes per parameter and how they are spread: (what, bytes, divided by the number of ranks).
 # AdamW keeps two moments; EMA one more copy. The names are the backends of `runs.*.backend`.

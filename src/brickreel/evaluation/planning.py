@@ -8,10 +8,10 @@ import torch
 from brickreel.config import Base, Encode, Lora, Plan, Run
 from brickreel.evaluation import activations, calibration, forecast, hardware
 from brickreel.evaluation.activations import Activations, Precision, Shape
-from brickreel.evaluation.forecast import GIB, PASSES, Interval
+from brickreel.evaluation.forecast import GIB, Interval
 from brickreel.evaluation.machine import Machine
 from brickreel.models import load
-from brickreel.training.arithmetic import Arithmetic
+from brickreel.training.arithmetic import PASSES, Arithmetic
 from brickreel.training.buckets import Bucket, BucketPlan
 from brickreel.training.encoding import choose_device
 from brickreel.training.gauge import clips_within_budget

@@ -279,9 +279,13 @@ def network(summary: dict[str, Any]) -> Iterator[Finding]:
 
 
 def coverage(summary: dict[str, Any]) -> Iterator[Finding]:
-    """Recordings with holes, and nodes without one: means and energy exclude what is missing."""
+    """Recordings with holes, and nodes without one: means and energy exclude what is missing.
+
+    A run of which nothing was recorded is a gap and no finding: telemetry may be off.
+    """
     for run in summary["runs"]:
-        if short := [host for host in run["hosts"] if usage.is_short(host)]:
+        recorded = any(host["recorded_hours"] for host in run["hosts"])
+        if short := [host for host in run["hosts"] if recorded and usage.is_short(host)]:
             hours = sum(host["of_hours"] - host["recorded_hours"] for host in short)
             names = [host["node"] for host in short[:4]] + (["others"] if len(short) > 4 else [])
             yield Finding(
@@ -399,11 +403,12 @@ RULES = (
     Rule(
         "skipped",
         "warning",
-        "steps skipped for NaN or infinity > 1 % of the allocated time",
+        "steps skipped > 1 % of the allocated time",
         _share_rule(
             "skipped",
             1,
-            "{:.1f} % of the time went into steps that were skipped, since loss or gradient was no number.",
+            "{:.1f} % of the time went into steps that were skipped: not finite, or no sample readable; "
+            "the training log says which.",
             "runs: {{{run}: {{lr: <less>}}}}   # in config.yaml; precision: fp32 tells whether bf16 is to blame",
         ),
     ),

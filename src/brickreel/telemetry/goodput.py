@@ -24,7 +24,7 @@ CAUSES = {
     "checkpoint": "writing checkpoints while training waits",
     "eval": "reading the held-out loss",
     "redone": "steps that no checkpoint kept: computed again after a restart, or lost when the run ended",
-    "skipped": "steps that changed nothing: skipped for NaN or infinity",
+    "skipped": "steps that changed nothing: not finite, or without a readable sample",
     "tail": "from the last step to the end of the attempt",
     "unknown": "what no record explains, such as gaps between steps",
 }
@@ -86,7 +86,8 @@ def attempts_of(
 
     `seen_s[attempt]` are the first and the last sign of life in the telemetry: an attempt lasts at least from the one
     to the other. Without an end row, of an attempt that was cut off or still runs, that or its last step is its end.
-    `saved_step` is the last step that a dead run left in a checkpoint; None while the run lives, or where it finished.
+    `saved_step` is the last step whose result survived: that a dead run left in a checkpoint, or a finished one in its
+    final weights; None while the run lives.
     """
     starts = {row["attempt"]: row for row in log if row["event"] == "start"}
     ends = {row["attempt"]: row for row in log if row["event"] == "end"}

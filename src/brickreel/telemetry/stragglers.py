@@ -163,18 +163,24 @@ def _saved_s(local_s: Array, slow: Sequence[int]) -> dict[int, float]:
         return {}
     # A rank that logged no such step, or had no work in it, delays nobody.
     known = np.nan_to_num(local_s, nan=0.0)
-    others = np.delete(known, slow, axis=1).max(axis=1, keepdims=True)
+    rest = np.delete(known, slow, axis=1)
+    # Two measures may find all of a few ranks slow: then the fastest of them is the measure.
+    others = (rest if rest.size else known.min(axis=1, keepdims=True)).max(axis=1, keepdims=True)
     behind = np.where(others > 0, np.maximum(known[:, slow] - others, 0), 0)
     total = float(behind.max(axis=1).sum())
     shares = behind.sum(axis=0) / max(float(behind.sum()), 1e-300)
     return {rank: total * float(share) for rank, share in zip(slow, shares, strict=True)}
 
 
-def slow_nodes(found: Sequence[Straggler]) -> list[SlowNode]:
-    """Nodes most of whose ranks are among the slow ones (of two or more), the costliest first."""
+def slow_nodes(found: Sequence[Straggler], attempts: Sequence[Attempt]) -> list[SlowNode]:
+    """Nodes most of whose ranks are among the slow ones (of two or more), the costliest first.
+
+    Only of attempts on several nodes: where there is one, it cannot be slower than others.
+    """
+    compared = {node for attempt in attempts if len(set(attempt.nodes)) > 1 for node in attempt.nodes}
     by_node: dict[str, list[Straggler]] = {}
     for item in found:
-        if item.node is not None:
+        if item.node is not None and item.node in compared:
             by_node.setdefault(item.node, []).append(item)
     result = []
     for node, items in by_node.items():

@@ -1,5 +1,6 @@
 """Assembles `summary.json`: one tree of plain values with units in the key names, the page's only source of numbers."""
 
+import itertools
 import math
 import platform
 import time
@@ -54,8 +55,10 @@ def assemble(project: ProjectFiles, recorded: Sequence[Digest]) -> tuple[dict[st
         "stages": stages,
         "timeline": _timeline(by_stage),
         "provenance": _provenance(recorded),
-        "gaps": [{"what": gap.what, "why": gap.why} for gap in [*project.gaps, *_measurement_gaps(by_stage)]],
     }
+    # What was not recorded is a gap of the report, and none of those who assemble without recordings.
+    gaps = [*project.gaps, *itertools.chain.from_iterable(map(_node_gaps, runs)), *_measurement_gaps(by_stage)]
+    result["gaps"] = [{"what": gap.what, "why": gap.why} for gap in gaps]
     result["findings"] = findings.find(result)
     return finite(result), maps
 
@@ -115,7 +118,22 @@ def _run(run: RunFiles, own: Sequence[Digest], project: ProjectFiles) -> tuple[d
 
 
 def _run_gaps(run: dict[str, Any]) -> list[Gap]:
-    """Nodes that were not recorded all the time, and what the backend could not tell."""
+    """What the backend could not tell, and a held-out loss without its relation to step 0."""
+    gaps = []
+    if run["time_pct"] and run["time_pct"]["comm_exposed"] is None:
+        gaps.append(Gap(f"{run['run']}: exposed communication", "the backend cannot tell it; goodput includes it"))
+    if run["slow_ranks_missing"] == training.NOT_TOLD:
+        gaps.append(Gap(f"{run['run']}: slow ranks", "the backend cannot tell a rank's own work from waiting"))
+    if any(series["relative"][-1] is None for series in run["gauge"]["series"]):
+        why = "the last reading has other clips or timesteps than that of step 0, or there is none of step 0"
+        gaps.append(Gap(f"{run['run']}: held-out loss relative to step 0", why))
+    return gaps
+
+
+def _node_gaps(run: dict[str, Any]) -> list[Gap]:
+    """Nodes that were not recorded all the time; one gap where none ever was."""
+    if run["attempts"] and not any(host["recorded_hours"] for host in run["hosts"]):
+        return [Gap(f"{run['run']}: telemetry", "none was recorded")]
     short = [host for host in run["hosts"] if usage.is_short(host)]
     gaps = [
         Gap(
@@ -127,10 +145,6 @@ def _run_gaps(run: dict[str, Any]) -> list[Gap]:
     ]
     if len(short) > MOST_NODES:
         gaps.append(Gap(f"{run['run']}: {len(short) - MOST_NODES} more nodes", "recorded for a part of the time only"))
-    if run["time_pct"] and run["time_pct"]["comm_exposed"] is None:
-        gaps.append(Gap(f"{run['run']}: exposed communication", "the backend cannot tell it; goodput includes it"))
-    if run["slow_ranks_missing"] == training.NOT_TOLD:
-        gaps.append(Gap(f"{run['run']}: slow ranks", "the backend cannot tell a rank's own work from waiting"))
     return gaps
 
 

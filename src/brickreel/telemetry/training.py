@@ -19,8 +19,6 @@ SLACK_S = 2.0
 STARTING_S = 60.0
 """An attempt without steps and without an end counts as alive for so long."""
 NOT_TOLD = "not measured with this backend"
-RECOMPUTE = 1 / 3
-"""Forward and backward cost 1 and 2 forward passes; recomputing every block adds one more."""
 
 Recorded = Sequence[Digest]
 
@@ -36,7 +34,7 @@ def attempts_of(run: RunFiles, recorded: Recorded) -> list[Attempt]:
         if (number := attempt_of(run, item.span_s)) is not None:
             low, high = seen.get(number, item.span_s)
             seen[number] = (min(low, item.span_s[0]), max(high, item.span_s[1]))
-    return goodput.attempts_of(run.attempts, run.steps, seen, saved_step(run) if _is_dead(run, recorded) else None)
+    return goodput.attempts_of(run.attempts, run.steps, seen, _survived(run, recorded))
 
 
 def saved_step(run: RunFiles) -> int:
@@ -44,23 +42,28 @@ def saved_step(run: RunFiles) -> int:
     return max([*run.checkpoints, run.final_step or 0])
 
 
-def _is_dead(run: RunFiles, recorded: Recorded) -> bool:
-    """Whether the last attempt ended before the run did: it said so, or its recorders have ended and no step came.
+def _survived(run: RunFiles, recorded: Recorded) -> int | None:
+    """The last step whose result survived; None while the run lives, or where that is not known.
 
-    A recorder ends with its stage. One that was killed alone proves nothing, which the steps then show; without a
+    A run that finished keeps the steps up to its final weights, and may have been shortened to them. One is dead when
+    its last attempt ended otherwise, took no step yet, or took none for long while its recorders have ended. A recorder
+    ends with its stage. One that was killed alone proves nothing, which the steps then show; without a
     recording nobody can tell a dead run from a suspended one, and it counts as alive.
     """
     numbers = {row["attempt"] for row in run.attempts if row["event"] == "start"} | run.steps.keys()
     if not numbers:
-        return False
+        return None
     number = max(numbers)
     ends = [row["outcome"] for row in run.attempts if row["event"] == "end" and row["attempt"] == number]
-    if ends or number not in run.steps:
-        # Of an attempt that has taken no step yet, the one before it died.
-        return not ends or ends[-1] != "ok"
+    if ends:
+        return run.final_step if ends[-1] == "ok" else saved_step(run)
+    taken = run.steps.get(number)
+    if taken is None or not len(taken.number):
+        return saved_step(run)  # the attempt before it died
     seen = [item for item in recorded if attempt_of(run, item.span_s) == number]
-    last_s = float(np.nanmax(run.steps[number].by_rank["time_s"]))
-    return bool(seen) and all(item.ended for item in seen) and time.time() - last_s > DEAD_AFTER_S
+    last_s = float(np.nanmax(taken.by_rank["time_s"]))
+    dead = bool(seen) and all(item.ended for item in seen) and time.time() - last_s > DEAD_AFTER_S
+    return saved_step(run) if dead else None
 
 
 def members_of(runs: Sequence[RunFiles]) -> Belongs:
@@ -130,7 +133,7 @@ def summarise(
         "wait_for_slowest_pct": lost,
         "wait_for_slowest_by_chance_pct": chance,
         "stragglers": [_straggler(item) for item in found],
-        "slow_nodes": [_slow_node(item) for item in stragglers.slow_nodes(found)],
+        "slow_nodes": [_slow_node(item) for item in stragglers.slow_nodes(found, attempts)],
         "slow_ranks_missing": _slow_ranks_missing(attempts),
         "ranks": _ranks(attempts),
         "gpu_mem_peak_gib": _gib(usage.largest(gpu["mem_peak_b"] for gpu in gpus)),
@@ -192,6 +195,8 @@ def _flop_use(run: RunFiles, attempts: Sequence[Attempt], gpus: Sequence[dict[st
     achieved = flops["tflop_per_s_per_gpu"]
     mfu = 100 * achieved / peak if achieved is not None and peak else None
     recomputed = float(setting(run.settings, "grad_checkpoint") or 0)
+    # A forward pass is a third of forward and backward, and half of them where LoRA freezes the weights.
+    forward = 1 / 2 if setting(run.settings, "lora") else 1 / 3
     why: str | None
     if peak is None:
         why = f"the peak of '{name}' is not in the table" if name else "no GPU"
@@ -202,7 +207,7 @@ def _flop_use(run: RunFiles, attempts: Sequence[Attempt], gpus: Sequence[dict[st
         "gpu_name": name,
         "peak_tflop_per_s": peak,
         "mfu_pct": mfu,
-        "hfu_pct": None if mfu is None else mfu * (1 + recomputed * RECOMPUTE),
+        "hfu_pct": None if mfu is None else mfu * (1 + recomputed * forward),
         "recomputes": recomputed > 0,
         "mfu_missing": why,
     }
@@ -243,9 +248,11 @@ def _slow_node(item: stragglers.SlowNode) -> dict[str, Any]:
 
 def _slow_ranks_missing(attempts: Sequence[Attempt]) -> str | None:
     """Why slow ranks were not looked for; None where they were."""
-    peers = [attempt for attempt in attempts if attempt.log.ranks > 1]
-    if not peers:
+    if not any(attempt.ranks > 1 for attempt in attempts):
         return "a single rank" if attempts else "no step was taken yet"
+    peers = [attempt for attempt in attempts if attempt.log.ranks > 1 and len(attempt.steps)]
+    if not peers:
+        return "no step was taken yet"
     if all(np.isnan(attempt.durations["local_s"]).all() for attempt in peers):
         return NOT_TOLD
     return None if any(stragglers.windows_of(len(attempt.steps)) for attempt in peers) else "too few steps to tell"
@@ -317,9 +324,12 @@ def _energy(
 
 
 def _recorded_pct(gpus: Sequence[dict[str, Any]], gpu_hours: float | None) -> float | None:
-    """The share of the GPU time whose energy was read (%); None where none was."""
+    """The share of the GPU time whose energy was read (%); None where none was. All of it but a last batch is all."""
     read_s = usage.total(gpu["energy_s"] for gpu in gpus)
-    return None if read_s is None or not gpu_hours else min(100.0, 100 * read_s / 3600 / gpu_hours)
+    if read_s is None or not gpu_hours:
+        return None
+    whole_s = 3600 * gpu_hours
+    return 100.0 if whole_s - read_s < usage.LAST_BATCH_S * len(gpus) else 100 * read_s / whole_s
 
 
 PRICES = {

@@ -33,6 +33,8 @@ logger = logging.getLogger("brickreel")
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+ASIDE = ".damaged"
+"""Ending of a checkpoint that was passed over."""
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -146,12 +148,14 @@ class Checkpoints:
         """The newest checkpoint whose files are whole, and a sentence per damaged one that was passed over.
 
         Those are renamed to `step-00000250.damaged`, so that nothing takes them for the newest. Where there are some
-        beyond the `last` step of the run, it is the one of that step. Raises ValueError when that is not kept, or when
-        there are checkpoints and none is good, OSError on all ranks when one of them cannot read.
+        beyond the `last` step of the run, it is the one of that step, or an older one where that is damaged. Raises
+        ValueError when that is not kept, or when there are checkpoints and none is good, OSError on all ranks when one
+        of them cannot read.
         """
         passed: list[str] = []
         damaged: list[Path] = []
-        kept = _up_to(last, self._from_first(lambda: list_checkpoints(self.folder)))
+        found = self._from_first(lambda: (list_checkpoints(self.folder), os.listdir(self.folder)))
+        kept = _up_to(last, *found)
         for _, path in reversed(kept):
             wrong = self._from_all(functools.partial(problem, path, self.rank, self.world_size))
             if not any(wrong):
@@ -299,22 +303,25 @@ def _quietly(function: Any, *arguments: Any, **keywords: Any) -> None:
         function(*arguments, **keywords)
 
 
-def _up_to(last: int | None, kept: list[tuple[int, Path]]) -> list[tuple[int, Path]]:
-    """Checkpoints that a run of so many steps may go on from, where a longer one was there before."""
+def _up_to(last: int | None, kept: list[tuple[int, Path]], names: list[str]) -> list[tuple[int, Path]]:
+    """Checkpoints that a run of so many steps may go on from, where a longer one was there before.
+
+    That of its last step must be there, among the `names` in the folder, if only as a damaged one.
+    """
     if last is None or not kept or kept[-1][0] <= last:
         return kept
-    exact = [(step, path) for step, path in kept if step == last]
-    if not exact:
+    up_to = [(step, path) for step, path in kept if step <= last]
+    if not up_to or not {name_of(last), f"{name_of(last)}{ASIDE}"} & set(names):
         raise ValueError(
             f"max_steps is {last}, and training is at step {kept[-1][0]} already: set it to a step whose checkpoint is"
             f" kept ({', '.join(str(step) for step, _ in kept)}) or to more, or start a run of another name"
         )
-    return exact
+    return up_to
 
 
 def _set_aside(damaged: list[Path]) -> None:
     for path in damaged:
-        aside = path.with_name(f"{path.name}.damaged")
+        aside = path.with_name(f"{path.name}{ASIDE}")
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
 

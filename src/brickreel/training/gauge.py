@@ -9,7 +9,7 @@ import heapq
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,9 +157,8 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return mean, mean - reach, mean + reach
 
 
-def first_losses(path: Path) -> dict[tuple[str, int, int, int], float]:
-    """Losses of step 0 from `gauge.jsonl`, by what two readings must share: weights, timesteps and number of clips."""
-    rows = tables.read_log("gauge", path).to_pylist()
+def first_losses(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int, int, int], float]:
+    """Losses of step 0, by what two readings must share: weights, timesteps and number of clips."""
     return {(row["weights"], *_timesteps(row), row["clips"]): row["loss"] for row in rows if row["step"] == 0}
 
 
@@ -189,9 +188,12 @@ def _timesteps(row: Mapping[str, Any]) -> tuple[int, int]:
 def write(path: Path, attempt: int, step: int, readings: Mapping[str, list[list[float]]]) -> None:
     """Append a reading to `gauge.jsonl`, one row per weights and bin. `readings`: weights -> bins -> clips.
 
-    It is relative to a reading of step 0 with the same bins and as many clips, where there is one.
+    It is relative to a reading of step 0 with the same bins and as many clips, where there is one. Where there is none,
+    the log says so once in an attempt.
     """
-    first = first_losses(path) if step else {}
+    rows = tables.read_log("gauge", path).to_pylist() if step else []
+    first = first_losses(rows)
+    told = any(row["attempt"] == attempt and row["step"] and row["relative"] is None for row in rows)
     for weights, bins in readings.items():
         for number, values in enumerate(bins):
             finite = [value for value in values if math.isfinite(value)]
@@ -200,6 +202,13 @@ def write(path: Path, attempt: int, step: int, readings: Mapping[str, list[list[
             loss, low, high = interval(finite)
             t_low, t_high = timestep_range(number, len(bins))
             at_start = first.get((weights, t_low, t_high, len(finite))) if step else loss
+            if at_start is None and not told:
+                told = True
+                logger.warning(
+                    "held-out loss: that of step %d is not told relative to step 0, of which there is no reading with"
+                    " the same timesteps and as many clips",
+                    step,
+                )
             tables.log(
                 "gauge",
                 path,

@@ -136,5 +136,7 @@ def read(row: Mapping[str, Any], check: bool = True) -> Sample:
     strange = [part for part, tensor in zip(Sample._fields, sample, strict=True) if not torch.isfinite(tensor).all()]
     if strange:
         file = row["text_file"] if strange == ["text"] else row["file"]
-        raise ValueError(f"sample {row['sample_id']} in {file} is not finite ({', '.join(strange)}): encode it again")
+        raise ValueError(
+            f"sample {row['sample_id']} in {file} is not finite ({', '.join(strange)}): delete that file and run encode"
+        )
     return sample

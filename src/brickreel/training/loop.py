@@ -77,7 +77,7 @@ class Trainer:
         self.ranks, self.device, self.attempt = ranks, device, attempt
         self.progress = Progress()
         self.skipped_in_a_row = 0
-        self.at_work: Batch | None = None
+        self.at_work: Batch | str = "its first micro-batch"
         self.clock = Clock(device)
         self.log = StepLog(folder / "steps", attempt, ranks.rank)
 
@@ -96,7 +96,6 @@ class Trainer:
         self.checkpoints.on_written = self._written
         self.gauge = gauge.Gauge(dataset, self.run, order.plan, self.ranks.rank, self.ranks.world_size, self.device)
         self.warnings = self._resume()
-        self.began = self.progress.step
         if self.ranks.rank == 0:
             for sentence in cautions.of(self.run, self.ranks.world_size):
                 logger.warning("%s: %s", self.name, sentence)
@@ -157,7 +156,7 @@ class Trainer:
                         trackers.write(row["step"], _curves(row))
                     bar.advance(note=f"loss {row['loss']:.4f}" if row["loss"] is not None else "skipped")
         except torch.OutOfMemoryError as error:
-            if self.progress.step > self.began:
+            if self.progress.step > 0:
                 raise  # it did fit: memory may be in pieces, and another attempt begins with all of it
             raise ValueError(self._too_large()) from error
         finally:
@@ -166,12 +165,11 @@ class Trainer:
             self.checkpoints.close()
 
     def _too_large(self) -> str:
-        what = "the held-out clips"
-        if self.at_work:
-            batch = self.at_work
-            what = f"{len(batch.ids)} clips of {batch.frames} x {batch.height} x {batch.width}"
+        what = self.at_work
+        if isinstance(what, Batch):
+            what = f"{len(what.ids)} clips of {what.frames} x {what.height} x {what.width}"
         return (
-            f"the GPU has not enough memory for {what} in step {self.began + 1}: set grad_checkpoint: true, give the"
+            f"the GPU has not enough memory for {what} in step 1: set grad_checkpoint: true, give the"
             " bucket fewer clips per micro-batch (data.buckets), or take backend: fsdp2 on more GPUs"
         )
 
@@ -295,6 +293,7 @@ class Trainer:
     def _gauge(self) -> None:
         """Read the held-out loss with raw and EMA weights; at step 0 they are the same."""
         since = time.perf_counter()
+        before, self.at_work = self.at_work, "the held-out clips"
         if self.gauge.questions:
             readings = {"raw": self._read_gauge()}
             if self.progress.step == 0:
@@ -305,6 +304,7 @@ class Trainer:
                 self.backend.swap_ema()
             if self.ranks.rank == 0:
                 gauge.write(self.folder / "gauge.jsonl", self.attempt, self.progress.step, readings)
+        self.at_work = before
         self.clock.add("gauge", time.perf_counter() - since)
 
     def _read_gauge(self) -> list[list[float]]:
@@ -351,8 +351,8 @@ class Trainer:
                 f" the samples of the last steps in {self.log.path}"
             )
         raise ValueError(
-            f"{self.progress.unreadable} samples could not be read (max_unreadable): encode them again, the"
-            " warnings above name the files"
+            f"{self.progress.unreadable} samples could not be read (max_unreadable): delete the files that the"
+            " warnings above name, and run encode"
         )
 
 
