@@ -43,5 +43,7 @@ onstart:
 
 # A failed run has a report too: of how far it came, and where the time went. What went wrong is said last.
 onerror:
-    shell("brickreel report --config results/settings/report.json")
-    print(last_words(log), file=sys.stderr)
+    try:
+        shell("brickreel report --config results/settings/report.json")
+    finally:
+        print(last_words(log), file=sys.stderr)

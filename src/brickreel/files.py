@@ -1,5 +1,6 @@
 """Files that are whole or absent: everything is written beside its place and renamed into it."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -135,9 +136,9 @@ def flock(stream: TextIO | int, path: str | os.PathLike[str], wait: bool = False
     """
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise
     except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
         folder = Path(path).absolute().parent
         raise OSError(
             f"the file system of {folder} has no file locks ({error.strerror}), without which two jobs could do the"

@@ -44,8 +44,8 @@ def run_stage(name: str, configs: tuple[str, ...] = (), **scope: Any) -> None:
     module = importlib.import_module(f"brickreel.stages.{name}")
     with recorder.recording(name, part, config.telemetry(settings), enabled=me.local_rank == 0):
         for one in scopes:
-            # A job of many ranks is held by its launcher.
-            with nullcontext() if name in LAUNCHED else _alone(name, one):
+            # A launched job is held by its launcher, another one of several ranks by the first of them.
+            with nullcontext() if name in LAUNCHED or ("shard" not in one and me.rank) else _alone(name, one):
                 module.run(settings, **one)
 
 

@@ -1,9 +1,10 @@
 import json
 import os
+import time
 
 import pytest
 
-from brickreel import config
+from brickreel import config, files
 from brickreel.cluster.beside import SampleJobs, one_gpu, one_gpu_of, profiled
 from brickreel.cluster.submission import Resources
 
@@ -30,6 +31,7 @@ def test_a_sample_job_takes_one_gpu(gres, one):
         ("", ""),
         ("--qos=long --constraint 'h100&ib'", "--qos=long --constraint='h100&ib'"),
         ("--qos=long --gpus-per-node=8 --exclusive", "--qos=long --gpus=1"),
+        ("--gpus=h100 --nodelist=gpu[1-4]", "--gpus=h100"),
         ("--gpus h100:32 --gpus-per-task=h100:1", "--gpus=h100:1"),
         ("--gpu-bind=closest --gres=gpu:8", "--gpu-bind=closest --gres=gpu:1"),
     ],
@@ -73,6 +75,18 @@ def test_only_training_jobs_whose_run_asks_for_samples_have_them(tmp_path, monke
     assert SampleJobs.of("train", {"run": "r"}, [wanted], Resources())
     assert SampleJobs.of("preflight", {"run": "r"}, [wanted], Resources()) is None
     assert SampleJobs.of("train", {"run": "r"}, [settings(tmp_path, monkeypatch, False)], Resources()) is None
+
+
+def test_it_stays_away_from_faulty_nodes_also_beside_a_job_that_is_followed_again(tmp_path, monkeypatch):
+    wanted = settings(tmp_path, monkeypatch, True)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm that could say how many nodes there are
+    (tmp_path / "sinfo").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "sinfo").chmod(0o755)
+    health = {"time_s": time.time(), "nodes": ["gpu1", "gpu2"], "exclude": ["gpu2"], "checks": []}
+    files.write_json("logs/preflight/r/attempt-7-0.json", health)
+    jobs = SampleJobs.of("train", {"run": "r"}, [wanted], Resources(exclude=("gpu9", "gpu2")))
+    assert jobs.resources.exclude == ("gpu9", "gpu2")
+    assert SampleJobs.of("train", {"run": "r"}, [wanted], Resources()).resources.exclude == ("gpu2",)
 
 
 def test_it_runs_on_one_rank_with_the_sample_stages_settings(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from brickreel.cluster import exits
+from films import memory
 
 
 @pytest.fixture
@@ -80,6 +81,12 @@ def test_what_cannot_be_read_for_now_stays_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "open", lambda *_, **__: Broken())
     with pytest.raises(OSError, match="Input/output error"):
         exits.unopened("film.mp4")
+
+
+def test_a_missing_file_costs_no_list_of_its_whole_folder(tmp_path):
+    for number in range(3000):
+        (tmp_path / f"{number}.mp4").touch()
+    assert memory.peak(lambda: exits.unmounted(tmp_path / "gone.mp4")) < 50_000
 
 
 def test_outside_a_job_nothing_is_written(tmp_path, monkeypatch):

@@ -24,9 +24,16 @@ print(watch.detached)
 """
 
 
+def _heard():
+    """The tests themselves may run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("front", "detached"), [(["nohup"], "False"), ([], "True")])
 def test_under_nohup_a_closed_terminal_says_nothing(front, detached):
-    done = subprocess.run([*front, sys.executable, "-c", HUNG_UP], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*front, sys.executable, "-c", HUNG_UP], capture_output=True, text=True, check=True, preexec_fn=_heard
+    )
     assert done.stdout.strip() == detached
 
 
@@ -172,7 +179,7 @@ def test_without_min_nodes_a_job_waits_for_the_node_that_it_lost(site):
 
 
 def test_a_job_is_submitted_away_from_faulty_nodes(site, monkeypatch):
-    health = {"nodes": ["gpu1", "gpu2"], "exclude": ["gpu2"], "checks": []}
+    health = {"time_s": time.time(), "nodes": ["gpu1", "gpu2"], "exclude": ["gpu2"], "checks": []}
     files.write_json("logs/preflight/r/health.json", health)
     (site / "slurm").symlink_to(Path(__file__).parents[2] / "slurm")
     (site / "sbatch").write_text('#!/bin/sh\ncp "$1" script\necho Submitted batch job 7\n')

@@ -116,12 +116,17 @@ def test_the_name_of_a_chosen_cluster_above_a_list_is_no_job(programs):
 def test_nodes_that_take_no_job_are_told_from_busy_ones(programs):
     programs("sinfo", "a idle\nb mix\nc down*\nd drng\ne alloc*\nf maint\ng alloc\nh drain\nh drain")
     assert slurm.out_of_order("[a-h]") == ["c", "d", "e", "f", "h"]
-    programs("sinfo", "a idle gpu:8\nb mix gpu:h100:8(S:0-1)\nc down* gpu:8\ng alloc (null)")
-    assert slurm.nodes_in_order("gpu", gpus=True) == {"a", "b"}
-    assert slurm.nodes_in_order("gpu", gpus=False) == {"a", "b", "g"}
+    programs(
+        "sinfo",
+        "a idle gpu:8 gpu\nb mix gpu:h100:8(S:0-1) gpu*\nc down* gpu:8 gpu*\nr resv gpu:8 gpu\ng alloc (null) gpu",
+    )
+    assert slurm.nodes_in_order("gpu", gpus=8) == {"a", "b"}
+    assert slurm.nodes_in_order("gpu", "h100", 8) == {"b"}
+    assert slurm.nodes_in_order("", gpus=8) == {"b"}
+    assert slurm.nodes_in_order("gpu") == {"a", "b", "g"}
     programs("sinfo", "", 1, "slurm_load_node: Unable to contact slurm controller")
     assert slurm.out_of_order("[a-h]") == []
-    assert slurm.nodes_in_order("gpu", gpus=True) is None
+    assert slurm.nodes_in_order("gpu") is None
 
 
 def test_how_often_a_job_was_put_back_and_on_how_many_nodes_it_runs(programs):

@@ -30,7 +30,7 @@ def test_other_words_are_refused(text):
 
 @pytest.mark.parametrize("text", ["-M big", "-Mbig", "--clusters=big", "--cluster big"])
 def test_a_job_on_another_cluster_would_not_be_found_again(text):
-    with pytest.raises(ValueError, match="set SLURM_CLUSTERS, which all of Slurm's programs read"):
+    with pytest.raises(ValueError, match="set SLURM_CLUSTERS, which squeue reads too"):
         parse_options(text)
     assert parse_options("--cluster-constraint=big") == {"cluster-constraint": "big"}
 
@@ -99,9 +99,10 @@ CLUSTER = {"SLURM_CONF": "/etc/site/slurm.conf", "SLURM_CLUSTERS": "big"}
 
 
 def test_the_users_account_and_cluster_reach_sbatch_as_they_reach_squeue(project):
-    given = submitted(project, Resources(), **USERS, **CLUSTER, SBATCH_TIMELIMIT="5")
+    defaults = {"SBATCH_TIMELIMIT": "5", "SLURM_TIMELIMIT": "5", "SLURM_EXPORT_ENV": "NONE"}
+    given = submitted(project, Resources(), **USERS, **CLUSTER, **defaults)
     assert (USERS | CLUSTER).items() <= given.items()
-    assert "SBATCH_TIMELIMIT" not in given  # it would count for more than the job's own
+    assert not defaults.keys() & given.keys()  # they would count for more than the job's own, or for its srun
 
 
 def test_what_the_profile_names_counts_for_more_than_the_users_environment(project):

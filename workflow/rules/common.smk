@@ -93,13 +93,21 @@ def check_what_is_needed(rules):
 
 
 def last_words(snakemakes_logs):
-    """The last line of the log of every job that failed, as Snakemake's own logs name them."""
+    """The last line of the log of every job that failed for good, as Snakemake's own logs name them."""
     told = "".join(Path(path).read_text(errors="replace") for path in snakemakes_logs)
-    named = dict.fromkeys(re.findall(r"^ +log: (\S+) \(check log", told, re.M))
+    failed = re.findall(
+        r"^ +jobid: (\d+)\n(?: +\w+:.*\n)*? +log: (.+?)(?:, .+)? \(check log",
+        told,
+        re.M,
+    )
+    names = dict.fromkeys(
+        name
+        for job, name in failed
+        if f"Finished jobid: {job} " not in told and Path(name).is_file()
+    )
     ends = [
         (name, Path(name).read_text(errors="replace").strip().splitlines())
-        for name in named
-        if Path(name).is_file()
+        for name in names
     ]
     return "\n".join(f"{name} ends with: {lines[-1]}" for name, lines in ends if lines)
 

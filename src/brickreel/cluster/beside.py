@@ -8,12 +8,13 @@ import logging
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from brickreel import config, files
-from brickreel.cluster import slurm
+from brickreel.cluster import slurm, unfit
 from brickreel.cluster.submission import Resources, StageTask, parse_options, submit
 
 logger = logging.getLogger("brickreel")
@@ -31,11 +32,12 @@ def one_gpu_of(options: str) -> str:
     one GPU for whatever says `gpus`."""
     found = parse_options(options)
     gpus = [str(found.pop(name)) for name in list(found) if re.fullmatch(r"gpus(-per-\w+)?", name)]
-    found.pop("exclusive", None)
+    for name in ("exclusive", "nodelist"):
+        found.pop(name, None)
     if "gres" in found:
         found["gres"] = one_gpu(str(found["gres"]))
     elif gpus:
-        found["gpus"] = re.sub(r"\d+$", "1", gpus[0])
+        found["gpus"] = re.sub(r"(^|:)\d+$", r"\g<1>1", gpus[0])
     return " ".join(f"--{name}" if value is True else f"--{name}={shlex.quote(value)}" for name, value in found.items())
 
 
@@ -85,7 +87,12 @@ class SampleJobs:
         if stage != "train":
             return None
         trained = config.load(*settings).run(run)
-        return cls(run, settings, resources, trained.max_steps) if trained.sample_during_training else None
+        if not trained.sample_during_training:
+            return None
+        # Of a job that is followed again, the resources say nothing of faulty nodes.
+        faulty = unfit.chosen("train", run, settings, resources)
+        away = tuple(dict.fromkeys((*resources.exclude, *faulty)))
+        return cls(run, settings, replace(resources, exclude=away), trained.max_steps)
 
     def look(self) -> None:
         """Submit what is due. Never raises for what Slurm says."""

@@ -87,7 +87,10 @@ def unmounted(path: str | Path) -> bool:
     for folder in missing.parents:
         if os.path.lexists(folder):
             try:
-                return not os.listdir(folder) and not (folder == missing.parent and _has_neighbours(missing))
+                # Not all of a folder of a hundred thousand films is read for each that is missing.
+                with os.scandir(folder) as entries:
+                    empty = next(entries, None) is None
+                return empty and not (folder == missing.parent and _has_neighbours(missing))
             except OSError as error:
                 return isinstance(error, FileNotFoundError) or error.errno in PASSING
     return False

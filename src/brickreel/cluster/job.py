@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from brickreel.cluster.beside import SampleJobs
 from brickreel.cluster.follow import Follower
 from brickreel.cluster.local import LocalRanks
 from brickreel.cluster.site_env import Site
-from brickreel.cluster.submission import Resources, StageTask, log_path, submit
+from brickreel.cluster.submission import Resources, StageTask, check_folder, log_path, submit
 
 logger = logging.getLogger("brickreel")
 
@@ -131,6 +132,9 @@ def run_slurm(job: Job, site: Site) -> None:
     """Submit the job, or find it again, and follow it to its end."""
     if not slurm.available():
         raise ValueError("Slurm's programs (sbatch, squeue, ...) are not installed here: use `--executor local`")
+    check_folder()
+    if re.search(r",|^all$", os.environ.get("SLURM_CLUSTERS", "")):
+        raise ValueError("SLURM_CLUSTERS names several clusters, among which a job would not be found: set it to one")
     watch = Watch()
     job_id = _patiently(find, job, watch)
     again = job_id is not None
@@ -171,7 +175,7 @@ def _patiently(look: Callable[[Job], str | None], job: Job, watch: Watch) -> str
         try:
             return look(job)
         except ConnectionError as error:
-            told = _tell(told, f"Slurm does not answer ({error}): waiting")
+            told = _tell(told, f"Slurm does not answer ({error}): waiting, until Ctrl-C")
         if watch.detached or watch.signal:
             raise Stopped(watch.signal or signal.SIGHUP)
         time.sleep(TICK_S)
@@ -271,15 +275,15 @@ class Places:
             self.allowed = False
         elif self.last and not self.allowed and 0 < asked.min_nodes < asked.nodes and _waits_for_nodes(queued):
             lost = slurm.out_of_order(self.last)
-            self.allowed = bool(lost) and self._allow_fewer(", ".join(lost))
+            if lost:
+                self.allowed = True  # asked once: what Slurm refuses now, it refuses at the next look too
+                self._allow_fewer(", ".join(lost))
 
-    def _allow_fewer(self, lost: str) -> bool:
+    def _allow_fewer(self, lost: str) -> None:
         asked = self.job.resources
         size = (asked.min_nodes, asked.nodes, asked.tasks_per_node, asked.cpus_per_task)
-        done = slurm.allow_fewer_nodes(self.job_id, *size)
-        if done:
+        if slurm.allow_fewer_nodes(self.job_id, *size):
             logger.info("Slurm job %s lost %s and may go on with %d nodes", self.job_id, lost, asked.min_nodes)
-        return done
 
 
 def _waits_for_nodes(queued: slurm.Queued) -> bool:

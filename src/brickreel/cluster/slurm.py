@@ -1,10 +1,14 @@
 """What Slurm says about a job: asked with its own client programs, answered as small records and sentences."""
 
 import getpass
+import logging
+import os
 import re
 import shutil
 import subprocess
 from typing import NamedTuple
+
+logger = logging.getLogger("brickreel")
 
 ANSWER_TIMEOUT_S = 60
 
@@ -78,7 +82,7 @@ REFUSALS = (
 )
 
 ENDS = {
-    "TIMEOUT": "reached its time limit more often than requeues are allowed",
+    "TIMEOUT": "reached its time limit, and may not be put back again: raise `runtime`",
     "OUT_OF_MEMORY": "needed more memory than it asked for: raise `mem_mb` or lower clips per micro-batch",
     "NODE_FAIL": "lost a node and was not requeued",
     "BOOT_FAIL": "was given a node that did not start",
@@ -129,7 +133,9 @@ def ended(job_id: str) -> Ended | None:
     fields = dict(re.findall(r"(\w+)=(\S+)", answer.stdout)) if answer.returncode == 0 else {}
     if fields.get("EndTime", "Unknown") != "Unknown" and _is_final(fields.get("JobState", "")):
         return Ended(fields["JobState"], fields.get("ExitCode", ""))
-    answer = ask("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State,ExitCode,End")
+    # Alone among Slurm's programs sacct does not read the variable.
+    where = ["-M", os.environ["SLURM_CLUSTERS"]] if os.environ.get("SLURM_CLUSTERS") else []
+    answer = ask("sacct", *where, "-X", "-n", "-P", "-j", job_id, "-o", "State,ExitCode,End")
     for line in answer.stdout.splitlines():
         state, exit_code, end = line.split("|")
         if end != "Unknown" and _is_final(state.split()[0]):
@@ -181,12 +187,25 @@ def out_of_order(nodes: str) -> list[str]:
     return sorted({name for name, state in listed if _takes_no_job(state)})
 
 
-def nodes_in_order(partition: str, gpus: bool) -> set[str] | None:
-    """Nodes of a partition that can take jobs, busy ones too; None when Slurm does not say. `gpus`: which have any."""
-    answer = ask("sinfo", "-h", "-a", "-N", "-p", partition, "-o", "%N %t %G")
-    listed = [line.split(maxsplit=2) for line in _rows(answer)]
-    found = {name for name, state, gres in listed if not _takes_no_job(state) and ("gpu" in gres or not gpus)}
+def nodes_in_order(partition: str, gpu_type: str = "", gpus: int = 0) -> set[str] | None:
+    """Nodes of a partition that can take jobs, busy ones too, reserved ones not; None when Slurm does not say.
+
+    Of the default partition where none is named. With `gpus`, those that have any of that type.
+    """
+    where = ["-p", partition] if partition else []
+    listed = [line.split() for line in _rows(ask("sinfo", "-h", "-a", "-N", *where, "-o", "%N %t %G %P"))]
+    kind = f"gpu:{gpu_type}:" if gpu_type else "gpu" if gpus else ""
+    found = {
+        name
+        for name, state, gres, of in listed
+        if kind in gres and (partition or of.endswith("*")) and not (_takes_no_job(state) or state.startswith("resv"))
+    }
     return found or None
+
+
+def names(nodes: str) -> set[str]:
+    """The nodes of a list such as gpu[1-4]."""
+    return set(ask("scontrol", "show", "hostnames", nodes).stdout.split()) if nodes else set()
 
 
 def _takes_no_job(state: str) -> bool:
@@ -201,7 +220,10 @@ def allow_fewer_nodes(job_id: str, fewest: int, most: int, tasks_per_node: int, 
     """
     tasks = fewest * tasks_per_node
     changes = (f"NumTasks={tasks}", f"NumCPUs={tasks * cpus_per_task}", f"NumNodes={fewest}-{most}")
-    return all(ask("scontrol", "update", f"jobid={job_id}", change).returncode == 0 for change in changes)
+    answers = [ask("scontrol", "update", f"jobid={job_id}", change) for change in changes]
+    if answers[-1].returncode:
+        logger.warning("Slurm job %s may not go on with fewer nodes: %s", job_id, answers[-1].stderr.strip())
+    return answers[-1].returncode == 0
 
 
 def never_starts(job: Queued) -> str | None:

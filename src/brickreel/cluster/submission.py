@@ -88,13 +88,18 @@ class StageTask(submitit.helpers.Checkpointable):
             ) from None
 
 
+def check_folder() -> None:
+    """Raise ValueError where jobs cannot be started from this folder."""
+    if not Path("slurm/job.sh").is_file():
+        raise ValueError("there is no slurm/job.sh here: start from the project's folder, which has slurm/ in it")
+
+
 def submit(task: StageTask, resources: Resources, name: str, folder: Path) -> str:
     """Put the stage into the queue and return the job's id. `folder` takes the batch script and every rank's log.
 
     Raises ValueError with a sentence when Slurm refuses the job.
     """
-    if not Path("slurm/job.sh").is_file():
-        raise ValueError("there is no slurm/job.sh here: start from the project's folder, which has slurm/ in it")
+    check_folder()
     folder.mkdir(parents=True, exist_ok=True)
     requeues = 0 if task.stage in NO_CHECKPOINTS else resources.requeues
     executor = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=requeues, python=PYTHON)
@@ -117,7 +122,6 @@ def _clean_env(options: Container[str]) -> Iterator[None]:
             raise ValueError(
                 "SBATCH_CLUSTERS is read by sbatch alone, and its job would not be found: set SLURM_CLUSTERS"
             )
-        here |= {name for name in os.environ if name.startswith("SLURM_")}
         here |= {name for name, option in WHERE.items() if option not in options}
     kept = {name: os.environ[name] for name in here & os.environ.keys()}
     with submitit.helpers.clean_env():
@@ -171,7 +175,7 @@ def parse_options(text: str) -> dict[str, Any]:
         if re.match(r"-M|--clusters?(=|$)", word):
             raise ValueError(
                 f"slurm_extra: '{word}' would send the job where squeue does not look for it: set SLURM_CLUSTERS, which"
-                " all of Slurm's programs read"
+                " squeue reads too"
             )
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")

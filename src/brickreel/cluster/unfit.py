@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from brickreel import config, files
-from brickreel.cluster import slurm
-from brickreel.cluster.submission import Resources
+from brickreel.cluster import site_facts, slurm
+from brickreel.cluster.submission import Resources, parse_options
 
 logger = logging.getLogger("brickreel")
 
 CHECKED = ("preflight", "train")
 RECENT_S = 24 * 3600.0
 """After a day a node may have been mended: it is tried again."""
+CHOOSING = {"reservation", "nodelist", "nodefile", "constraint"}
+"""Options of sbatch by which a job may use some nodes of its partition alone."""
+GPUS = ("gpus", "gpus-per-node", "gpus-per-task")
 READINGS = ("earlier-*.json", "health.json", "attempt-*.json")
 
 
@@ -31,23 +34,28 @@ class Fault(NamedTuple):
 
 
 def leave_out(stage: str, run: str, settings: Sequence[str], resources: Resources) -> tuple[str, ...]:
-    """The nodes that a new job of the run stays away from, told with the reasons; it is about to be submitted.
+    """`chosen` for a job that is about to be submitted, told with the reasons."""
+    if stage == "preflight":
+        _keep_reading(run)
+    left_out = chosen(stage, run, settings, resources)
+    for node, (reason, reading) in faults(run).items() if stage in CHECKED else ():
+        if node in left_out:
+            logger.info("%s is left out: %s. To take it back delete it from `exclude` in %s", node, reason, reading)
+        else:
+            logger.info("%s is not left out, since the job may need it, although: %s", node, reason)
+    return left_out
+
+
+def chosen(stage: str, run: str, settings: Sequence[str], resources: Resources) -> tuple[str, ...]:
+    """The nodes that a job of the run stays away from.
 
     None where checks do not count (`preflight.required: false`), and never so many that those which are left could not
     run the job; what was found last counts first.
     """
     if stage not in CHECKED or not _checks_count(stage, run, settings):
         return ()
-    if stage == "preflight":
-        _keep_reading(run)
-    found = faults(run)
-    chosen = _spare(list(found), resources) if found else []
-    for node, (reason, reading) in found.items():
-        if node in chosen:
-            logger.info("%s is left out: %s. To take it back delete it from `exclude` in %s", node, reason, reading)
-        else:
-            logger.info("%s is not left out, since too few nodes would be left, although: %s", node, reason)
-    return tuple(sorted(chosen))
+    found = list(faults(run))
+    return tuple(sorted(_spare(found, resources))) if found else ()
 
 
 def _checks_count(stage: str, run: str, settings: Sequence[str]) -> bool:
@@ -62,9 +70,12 @@ def faults(run: str) -> dict[str, Fault]:
     A reading that found something on every one of its nodes says nothing of nodes: the cause is not one of them.
     """
     folder, found = Path("logs/preflight") / run, dict[str, Fault]()
-    paths = [path for pattern in READINGS for path in folder.glob(pattern)]
-    for path in sorted(paths, key=os.path.getmtime):
-        health = _read(path) if time.time() - os.path.getmtime(path) < RECENT_S else {}
+    readings = [(path, _read(path)) for pattern in READINGS for path in folder.glob(pattern)]
+    # Not the file's age: whoever takes a node back edits it.
+    dated = sorted((health["time_s"], path, health) for path, health in readings if "time_s" in health)
+    for when, path, health in dated:
+        if time.time() - when > RECENT_S:
+            continue
         seen, faulty = set(health.get("nodes", ())), set(health.get("exclude", ()))
         if faulty < seen:
             for node in seen:
@@ -77,7 +88,7 @@ def _keep_reading(run: str) -> None:
     """Keep what preflight said last under another name: the next one, elsewhere, says nothing of its nodes."""
     path = Path("logs/preflight") / run / "health.json"
     if path.is_file():
-        path.rename(path.with_name(time.strftime("earlier-%Y%m%d-%H%M%S.json", time.localtime(path.stat().st_mtime))))
+        path.rename(path.with_name(f"earlier-{_read(path).get('time_s', 0):.3f}.json"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -96,11 +107,16 @@ def _reason(health: dict[str, Any], node: str) -> str:
 
 
 def _spare(nodes: list[str], resources: Resources) -> list[str]:
-    """As many of these nodes, the first ones first, as a job can do without."""
+    """As many of these nodes, the first ones first, as a job can do without; none where its options choose nodes."""
+    options = parse_options(resources.slurm_extra)
+    if CHOOSING & options.keys() or any(f"SBATCH_{name.upper()}" in os.environ for name in CHOOSING):
+        return []
     partition = resources.slurm_partition or os.environ.get("SBATCH_PARTITION", "")
-    there = slurm.nodes_in_order(partition, "gpu" in resources.gres) if partition else None
+    gpus = f"{resources.gres},{options.get('gres', '')}" + "".join(f",gpu:{options.get(name, 0)}" for name in GPUS)
+    there = slurm.nodes_in_order(partition, *site_facts.gpus_of(gpus))
     if there is None:
         return nodes
+    there -= slurm.names(str(options.get("exclude", "")))
     needed = [node for node in nodes if node in there]
     kept = needed[max(0, len(there) - resources.nodes) :]
     return [node for node in nodes if node not in kept]

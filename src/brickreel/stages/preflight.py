@@ -8,6 +8,7 @@ inside its own job, before every attempt on several nodes.
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,6 +129,8 @@ def _try(config: configuration.Config, run: str, ranks: Ranks) -> tuple["Trial",
     except (ValueError, OSError) as error:
         problem = str(error)
     except Exception as error:  # torch's out-of-memory error is one
+        if type(error).__name__ == "UncompletedJobError":
+            raise  # submitit's word for a time limit, which is no fault of this node
         problem = (str(error) or type(error).__name__).splitlines()[0]
         if not isinstance(error, RuntimeError | MemoryError):
             problem = f"{type(error).__name__}: {problem}"
@@ -331,6 +334,7 @@ def _confirm(
 def judge(checks: list[Check], nodes: list[str], required: bool) -> dict[str, Any]:
     """The content of health.json."""
     return {
+        "time_s": time.time(),
         "verdict": verdict(checks),
         "exclude": sorted({check.node for check in checks if check.result == "fail"} - {"all"}),
         "required": required,
