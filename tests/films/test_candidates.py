@@ -95,12 +95,18 @@ def test_timestamps_tell_holds_where_the_rate_varies():
     assert clips.cadence.tolist() == ["twos"]
 
 
-def test_a_gap_in_a_varying_rate_ends_a_clip_and_is_nobodys_hold():
+@pytest.mark.parametrize("varies", [True, False])
+def test_a_gap_ends_a_clip_and_is_nobodys_hold(varies):
     times = np.arange(20) / 24 + 3600 * (np.arange(20) >= 12)
-    clips = candidates.find(frames([True] * 20, times=times), films(varies=True), SETTINGS)
+    clips = candidates.find(frames([True] * 20, times=times), films(varies=varies), SETTINGS)
     assert spans(clips) == [(0, 12), (12, 20)]
     assert clips.holds.tolist() == [1] * 20
     assert clips.pose_rate.tolist() == [24, 24]
+
+
+def test_the_steps_of_a_slow_film_are_no_gaps():
+    slow = films()._replace(fps=np.array([0.5]))
+    assert spans(candidates.find(frames([True] * 20, times=np.arange(20) * 2), slow, SETTINGS)) == [(0, 20)]
 
 
 def test_a_film_that_follows_another_is_no_gap():

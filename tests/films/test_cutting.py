@@ -187,6 +187,16 @@ def test_hdr_is_written_as_what_an_ordinary_screen_shows(tmp_path, curve):
         assert context.color_trc not in decode.HDR
 
 
+def test_only_what_is_shown_of_an_hdr_film_is_converted(tmp_path):
+    hdr(tmp_path / "film.mp4", [100] * 8, "smpte2084")
+    with decode.open_film(tmp_path / "film.mp4") as (container, source):
+        frames = cutting._in_sdr(enumerate(decode.frames(container, source)), {2, 5})
+        assert [index for index, frame in frames if frame.format.name == "yuv420p"] == [2, 5]
+    cut(tmp_path, [piece("a", [2, 3], still=5)])
+    still, shown = cv2.imread(str(tmp_path / "stills/a.jpg")).mean(), video.read(tmp_path / "clips/a.mp4")
+    assert [frame.mean() for frame in shown] == pytest.approx([still, still], abs=3)
+
+
 def test_a_film_that_changes_its_size_is_refused(tmp_path):
     parts = [encoded(tmp_path / f"{height}.ts", numbered(6, height, 2 * height), "yuv420p") for height in (90, 180)]
     (tmp_path / "film.mp4").write_bytes(b"".join(part.read_bytes() for part in parts))

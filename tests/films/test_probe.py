@@ -170,6 +170,32 @@ def test_frames_left_out_of_a_grid_do_not_change_its_rate(tmp_path, rate, holds)
     assert found.fps == rate
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [("avi", "mpeg4"), ("mp4", "libx264")])
+@pytest.mark.parametrize("rate", [24, 25, 30, 50, 60])
+def test_frames_left_out_do_not_change_the_rate_where_the_container_counts_in_frames(tmp_path, suffix, codec, rate):
+    path = tmp_path / f"film.{suffix}"
+    options = {"movie_timescale": str(rate), "video_track_timescale": str(rate)} if suffix == "mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=rate, options={"bf": "0"})
+        stream.width, stream.height = 320, 180
+        left_out = set(np.random.default_rng(0).choice(np.arange(1, 199), 10, replace=False).tolist())
+        for number, picture in enumerate(synth.scene(1, 200)):
+            if number not in left_out:
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, rate)
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].time_base == Fraction(1, rate)
+    found = probe.probe(path)
+    assert (found.fps, found.variable_rate) == (rate, True)
+
+
+def test_a_container_may_count_in_fields():
+    steps = np.array([2.0] * 95 + [4.0] * 5) / 50
+    assert probe._grid(steps, 2 / 50, 1 / 50) == pytest.approx(25)
+
+
 @pytest.mark.parametrize("rate", [10.0, 20.0])
 def test_a_rate_that_is_not_known_is_found_as_well(tmp_path, rate):
     shown = np.random.default_rng(0).choice([1, 1, 2], 120)

@@ -3,13 +3,14 @@
 import re
 import shutil
 
+import av
 import numpy as np
 import pytest
 
 from brickreel import config, tables
-from brickreel.films import withdrawn
+from brickreel.films import decode, withdrawn
 from brickreel.stages import analyze, curate, ingest
-from films import project
+from films import project, synth
 
 
 def clips():
@@ -34,6 +35,37 @@ def test_titles_short_shots_and_repeated_scenes_are_dropped(films_project):
     (copy,) = [row for row in clips() if row["reason"] == "near_duplicate"]
     (kept,) = [row for row in clips() if (row["title"], row["start_frame"]) == ("The First", 64)]
     assert copy["duplicate_of"] == kept["clip_id"]
+
+
+def damaged(path):
+    """A film of 200 frames of which a few seconds cannot be decoded."""
+    with av.open(str(path), "w") as container:
+        told = "log-level=none:keyint=20:min-keyint=20:bframes=0"
+        stream = container.add_stream("libx265", rate=24, options={"x265-params": told, "preset": "ultrafast"})
+        stream.width, stream.height = 320, 180
+        for picture in synth.scene(1, 200):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for pos, size in places[118:178]:
+        data[pos + 4 : pos + size] = b"\xff" * (size - 4)
+    path.write_bytes(data)
+
+
+def test_no_clip_reaches_over_what_cannot_be_decoded(films_project):
+    damaged(films_project / "damaged.mp4")
+    project.listed(films_project, [["damaged.mp4", "Damaged", "CC0"]])
+    project.run("ingest", "analyze", "curate")
+    (film,) = tables.read("sources", ingest.OUTPUT).to_pylist()
+    assert (film["fps"], film["variable_rate"]) == (24.0, False)
+    times = [picture.time_s for picture in decode.pictures(films_project / "damaged.mp4", 90)]
+    hole = int(np.argmax(np.diff(times))) + 1
+    assert times[hole] - times[hole - 1] > 2
+    ends = [(row["start_frame"], row["end_frame"]) for row in clips()]
+    assert [one for one in ends if one[0] < hole < one[1]] == []
+    assert hole in [end for _, end in ends]
 
 
 def test_no_film_is_in_both_splits_and_the_rest_has_none(films_project):

@@ -91,6 +91,15 @@ def test_a_second_run_writes_nothing_anew(films_project):
     assert times(cut.CLIPS) == before
 
 
+def test_what_was_written_with_other_settings_by_more_shards_is_forgotten(films_project):
+    for part in sorted(cut.FINISHED.glob("*.jsonl")):
+        (cut.FINISHED / f"9{part.name}").write_bytes(part.read_bytes())
+    cut_again(crf=30)
+    before = times(cut.CLIPS)
+    cut_again(crf=30)
+    assert times(cut.CLIPS) == before
+
+
 def test_other_settings_write_everything_anew(films_project):
     before = times(cut.CLIPS)
     cut_again(crf=30)
@@ -308,6 +317,15 @@ def test_stills_of_clips_that_are_no_longer_adopted_go(adopted):
     run("0.mp4", "1.mp4", "2.mp4", shards=3)
     assert run("1.mp4") == []
     assert len(list(cut.STILLS.iterdir())) == len(index()) == 1
+
+
+def test_adopted_clips_that_changed_are_measured_once_after_fewer_shards(adopted):
+    folder, run = adopted
+    run("0.mp4", "1.mp4")
+    (cut.ADOPTED / "02.jsonl").write_bytes((cut.ADOPTED / "00.jsonl").read_bytes())
+    (folder / "1.mp4").write_bytes((folder / "0.mp4").read_bytes() + b"\0\0\0\x08free")
+    assert run("0.mp4", "1.mp4") == ["1.mp4"]
+    assert run("0.mp4", "1.mp4") == []
 
 
 def test_adopted_clips_of_a_file_system_that_is_away_stop_the_stage(adopted):

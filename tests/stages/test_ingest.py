@@ -86,6 +86,19 @@ def test_a_channel_becomes_its_films_with_what_the_site_and_the_list_say(tmp_pat
         assert [name for name, _ in site.ranges if name in ("/one.mp4", "/three.mp4")] == []
 
 
+def test_a_download_that_is_larger_than_asked_for_now_is_used_and_the_log_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", "brickreel")
+    with served(tmp_path / "site") as site:
+        (tmp_path / "sources.csv").write_text(f"url,licence\n{site.base}/one.mp4,CC0\n")
+        for height in (1080, 180, 179):
+            assert "max_height" not in caplog.text
+            project.run("ingest", settings=config.load({"ingest": {"max_height": height}}))
+    assert "has more rows than ingest.max_height and is used as it is" in caplog.text
+    (row,) = tables.read("sources", ingest.OUTPUT).to_pylist()
+    assert (row["outcome"], row["height"]) == ("ok", 180)
+
+
 def test_a_full_disk_stops_the_stage(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with served(tmp_path / "site") as site:
@@ -122,7 +135,7 @@ def away(project_folder, listed):
     return place
 
 
-@pytest.mark.parametrize("listed", ["mounted/film.mp4", "mounted", "mounted/*.mp4", "*/*.mp4"])
+@pytest.mark.parametrize("listed", ["mounted/film.mp4", "mounted", "mounted/*.mp4", "*/*.mp4", "mounted/**/*.mp4"])
 def test_films_of_a_file_system_that_is_away_stop_the_stage_and_lose_nothing(films_project, listed, probed):
     place = away(films_project, listed)
     before, journal = sources(), ingest.FINISHED.read_text()

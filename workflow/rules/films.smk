@@ -5,7 +5,7 @@ from brickreel.films import sources
 
 
 def films_here(wildcards):
-    """A digest of the films that the list means: one added to a folder of it, or replaced, is a reason to look again."""
+    """A digest of the films that the list means: one that comes, goes or gets another size is a reason to look again."""
     return sources.state(Path(CONFIG.ingest.sources))
 
 

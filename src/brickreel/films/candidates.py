@@ -92,9 +92,9 @@ def find(frames: Frames, films: Films, settings: Curate) -> Clips:
 
 
 def _gaps(frames: Frames, films: Films, freeze_s: float) -> Flags:
-    """Where the time jumps in films of a varying rate: nobody knows what was seen meanwhile."""
+    """Where the time jumps: nobody knows what was seen meanwhile."""
     result = np.zeros(len(frames.film), bool)
-    result[1:] = films.variable_rate[frames.film[1:]] & (np.diff(frames.time_s) > freeze_s)
+    result[1:] = np.diff(frames.time_s) > np.maximum(freeze_s, 1.5 / films.fps[frames.film[1:]])
     return result & ~_first(frames.film)
 
 

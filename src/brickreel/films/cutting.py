@@ -7,7 +7,7 @@ muxer starts a file with every clip. Nothing is seeked, so nothing begins in the
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -99,12 +99,14 @@ def cut(
     pulse = isolated.Pulse(progress)
     try:
         with decode.open_film(film.path, recipe.threads) as (container, source):
-            decoded = _in_sdr(decode.frames(container, source))
+            decoded = decode.frames(container, source)
             first = next(decoded, None)
             if first is None:
                 raise ValueError("holds no frame that can be decoded")
-            frames = enumerate(_of_one_size(chain([first], decoded), (first.width, first.height), pulse))
+            alike = _of_one_size(chain([first], decoded), (first.width, first.height), pulse)
             del first
+            shown = {index for piece in pieces for index in (piece.still, *piece.frames.tolist())}
+            frames = _in_sdr(enumerate(alike), shown)
             for run in runs(pieces):
                 written = _write_run(film, run, recipe, frames, temporary, (Path(clips), Path(stills)), pulse)
                 progress(written)
@@ -123,24 +125,23 @@ def _of_one_size(frames: Iterator[VideoFrame], size: tuple[int, int], pulse: iso
         yield frame
 
 
-def _in_sdr(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
-    """The frames, those of HDR films in the brightness and colours that a clip without HDR is shown in.
+def _in_sdr(frames: Iterator[tuple[int, VideoFrame]], shown: Set[int]) -> Iterator[tuple[int, VideoFrame]]:
+    """The frames, those `shown` of HDR films in the brightness and colours that a clip without HDR is shown in.
 
     Brightness above what the film says of itself, or else above paper white, becomes white.
     """
     # One for all frames: it takes seconds to make its table.
     mapper = VideoReformatter()
-    for frame in frames:
-        if frame.color_trc in decode.HDR:
-            yield mapper.reformat(
+    for index, frame in frames:
+        if index in shown and frame.color_trc in decode.HDR:
+            frame = mapper.reformat(
                 frame,
                 format="yuv420p",
                 dst_colorspace=Colorspace.ITU709,
                 dst_color_trc=ColorTrc.BT709,
                 dst_color_primaries=ColorPrimaries.BT709,
             )
-        else:
-            yield frame
+        yield index, frame
 
 
 def runs(pieces: Sequence[Piece]) -> list[list[Piece]]:

@@ -134,7 +134,6 @@ def fetch(item: Item, folder: Path, max_height: int) -> Path | list[Item]:
     stem = _stem(item.url)
     done = _finished(folder, stem)
     if done:
-        logger.info("ingest: %s: %s is here and is used, whatever ingest.max_height says now", item.url, done)
         return done
     folder.mkdir(parents=True, exist_ok=True)
     options = {

@@ -164,6 +164,9 @@ def _grid(steps: np.ndarray, usual: float, tick_s: float) -> float:
 
     It is the slowest rate that most steps are whole multiples of, as well as any; where none is, that of `usual` steps.
     """
+    # A tick as long as a frame of the fastest films: the container counts in frames.
+    if tick_s > 0.99 / RATES[-1]:
+        return 1 / (tick_s * _ticks_per_frame(steps / tick_s))
     # Gaps are multiples of anything.
     steps = steps[steps < 1.0]
     rates = sorted({*RATES, 1 / usual})
@@ -175,6 +178,14 @@ def _grid(steps: np.ndarray, usual: float, tick_s: float) -> float:
     # Rates a thousandth apart differ in the sum alone.
     good = steps[fits[best]]
     return float(np.rint(good * rates[best]).sum() / good.sum())
+
+
+def _ticks_per_frame(steps: np.ndarray) -> int:
+    """Of a container that counts in frames, as AVI does, or in fields; steps are in its ticks and not rounded."""
+    numbers = range(2, round(float(np.median(steps))) + 1)
+    # Nearly all steps are multiples of it.
+    fits = [number for number in numbers if (np.abs(steps - number * np.rint(steps / number)) < 0.1).mean() > 0.998]
+    return max(fits, default=1)
 
 
 def _fit(steps: np.ndarray, rate: float, tick_s: float) -> np.ndarray:

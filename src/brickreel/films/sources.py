@@ -5,6 +5,7 @@ import fnmatch
 import glob
 import hashlib
 import io
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,10 @@ SUFFIXES = frozenset(
         ".y4m",
     ]
 )
+
+
+# What the stages write here is no film of the user's, unless a `path` points into it.
+RESULTS = "results"
 
 
 class Source(NamedTuple):
@@ -86,6 +91,8 @@ def _source(table: Path, line: int, row: dict[str, str | None]) -> Source:
 def files_of(source: Source, base: Path) -> Iterator[Path]:
     """The files that a `path` means: itself, the films in a folder, or those that a glob matches.
 
+    A folder or glob beside the project's results does not mean what lies among them.
+
     Raises ValueError when there are none.
     """
     for name in _names(source, os.fspath(base)):
@@ -96,18 +103,36 @@ def _names(source: Source, base: str) -> list[str]:
     """As `files_of`: texts, since there may be a hundred thousand each time the graph is looked at."""
     place = os.path.join(base, source.path)
     if os.path.isdir(place):
-        walk = os.walk(place, onerror=_raise_unless_forbidden)
-        found = [os.path.join(folder, name) for folder, _, names in walk for name in names if _is_film(name)]
+        found = [os.path.join(folder, name) for folder, names in _walk(place) for name in names if _is_film(name)]
         found = sorted((name for name in found if os.path.isfile(name)), key=lambda name: name.split(os.sep))
     elif not glob.has_magic(source.path) or os.path.isfile(place):
         found = [place]
     else:
         matches = sorted(glob.glob(source.path, root_dir=base or None, recursive=True))
         found = [os.path.join(base, match) for match in matches if _is_film(match)]
-        found = [name for name in found if os.path.isfile(name)]
+        found = [name for name in _without_results(found, source, base) if os.path.isfile(name)]
     if not found:
         raise ValueError(f"no film in '{source.path}'")
     return found
+
+
+def _walk(place: str) -> Iterator[tuple[str, list[str]]]:
+    """The folders under one, with the names of their files; results are not gone into."""
+    results = os.path.join(place, os.path.relpath(os.path.realpath(RESULTS), os.path.realpath(place)))
+    for folder, folders, names in os.walk(place, onerror=_raise_unless_forbidden):
+        folders[:] = [name for name in folders if os.path.join(folder, name) != results]
+        yield folder, names
+
+
+def _without_results(found: list[str], source: Source, base: str) -> list[str]:
+    """The files that a pattern matches elsewhere than among results; all, where it points there itself."""
+    results = Path(os.path.realpath(RESULTS))
+    plain = itertools.takewhile(lambda part: not glob.has_magic(part), Path(source.path).parts)
+    if Path(os.path.realpath(os.path.join(base, *plain))).is_relative_to(results):
+        return found
+    folders = {folder: os.path.realpath(folder) for folder in set(map(os.path.dirname, found))}
+    own = {folder for folder, place in folders.items() if Path(place).is_relative_to(results)}
+    return [name for name in found if os.path.dirname(name) not in own]
 
 
 def _raise_unless_forbidden(error: OSError) -> None:
@@ -121,13 +146,18 @@ def _is_film(name: str) -> bool:
 
 def means(source: Source, film: str, base: Path) -> bool:
     """Whether a `path` means this file, were it there."""
-    place = base / source.path
-    inside = Path(film).is_relative_to(place)
-    return inside or (glob.has_magic(source.path) and fnmatch.fnmatchcase(film, str(place)))
+    if Path(film).is_relative_to(base / source.path):
+        return True
+    # For fnmatch a `*` means folders as well, and `**/` therefore one at least.
+    pattern = os.path.join(glob.escape(os.fspath(base)), source.path).replace("/**/", "/")
+    return glob.has_magic(source.path) and fnmatch.fnmatchcase(film, str(Path(pattern)))
 
 
 def state(table: Path) -> str:
-    """A digest of the films here that the list means: it changes when one comes, goes or is replaced by another.
+    """A digest of the films here that the list means: it changes when one comes, goes or gets another size.
+
+    Times are left out: a copied or restored project would look new. `ingest` itself goes by them, and so finds at its
+    next run a film that was replaced by one of the same size.
 
     Empty where the list cannot be read, of which `ingest` tells more.
     """
@@ -142,15 +172,15 @@ def state(table: Path) -> str:
 
 
 def _state_of(source: Source, base: Path) -> Iterator[bytes]:
-    """Path, size and time of each film that a line means."""
+    """Path and size of each film that a line means."""
     try:
         found = _names(source, os.fspath(base))
     except ValueError:
         found = []
     for name in found:
         try:
-            facts = os.stat(name)
+            size = os.stat(name).st_size
         except OSError:
             yield os.fsencode(f"{name}\0")
         else:
-            yield os.fsencode(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\0")
+            yield os.fsencode(f"{name}\0{size}\0")

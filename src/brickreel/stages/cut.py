@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,7 @@ class Adopted:
 
     def __init__(self, path: Path, shard: Shard) -> None:
         self.path = path
-        lines = (line for part in sorted(path.parent.glob("*.jsonl")) for line in files.read_json_lines(part))
-        self.all = [line for line in lines if "clip_id" in line and shard.owns(line["path"])]
+        self.all = [line for line in _lines(path) if "clip_id" in line and shard.owns(line["path"])]
         self.lines = {line["path"]: line for line in self.all}
 
     def find(self, state: FileState) -> dict[str, Any] | None:
@@ -216,8 +215,7 @@ class Journal:
 
     def __init__(self, path: Path, shard: Shard) -> None:
         self.path = path
-        lines = (line for part in sorted(path.parent.glob("*.jsonl")) for line in files.read_json_lines(part))
-        mine = (line for line in lines if "clip_id" in line and shard.owns(line["clip_id"][:16]))
+        mine = (line for line in _lines(path) if "clip_id" in line and shard.owns(line["clip_id"][:16]))
         self.lines = {line["clip_id"]: line for line in mine}
 
     def find(self, clip_id: str, key: str) -> cutting.Written | None:
@@ -237,6 +235,12 @@ class Journal:
         """Leave only these in the shard's file."""
         lines = [line for clip_id, line in self.lines.items() if clip_id in clip_ids]
         files.write_text(self.path, "".join(files.json_line(line) for line in lines))
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of all files beside a journal, its own last: of a clip that others name as well they are the newest."""
+    for part in sorted(path.parent.glob("*.jsonl"), key=lambda part: (part == path, part)):
+        yield from files.read_json_lines(part)
 
 
 def _bytes(clip_id: str) -> list[int]:

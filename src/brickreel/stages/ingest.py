@@ -89,7 +89,10 @@ def _downloads(source: sources.Source, settings: Ingest, journal: "Journal") -> 
             yield _row(one, "", "failed", str(error))
             continue
         if isinstance(found, Path):
-            yield _film(one, found, settings, journal)
+            row = _film(one, found, settings, journal)
+            if (row["height"] or 0) > settings.max_height:
+                logger.info("ingest: %s: %s has more rows than ingest.max_height and is used as it is", item.url, found)
+            yield row
         elif item.url not in lists:
             # A list in the list: its films are next. One that names itself is read once.
             lists.add(item.url)
