@@ -73,8 +73,8 @@ class Curate(Section):
     """Share of the picture covered by text above which a clip is dropped: as `title_card` where nothing moves, else as
     `on_screen_text`."""
     freeze_s: Annotated[float, Field(gt=0)] = 1.0
-    """In a shot that is not shot in holds, a repetition longer than this is a freeze frame and not one pose. A clip ends
-    before a gap longer than this, as damage leaves one, or a camera that writes nothing where nothing changes."""
+    """In a shot that is not shot in holds, a repetition longer than this is a freeze frame and not one pose. A clip
+    ends before a gap longer than this, as damage leaves one, or a camera that writes nothing where nothing changes."""
     duplicate_bits: Annotated[float, Field(ge=0, le=32)] = 8.0
     """Clips of different films whose poses differ by at most this many of 64 hash bits are near-duplicates; one is
     kept. 0 keeps all but identical ones."""
