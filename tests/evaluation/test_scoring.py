@@ -1,3 +1,5 @@
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,7 @@ def settings(tmp_path, **changes) -> Evaluate:
 
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda:0"), (4, "cuda:0")])
 def test_all_networks_are_on_the_gpu_where_there_is_one(networks, tmp_path, monkeypatch, gpus, device):
+    importlib.import_module("diffusers.models.modeling_utils")  # what it imports looks for a GPU itself
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     given = []
@@ -82,6 +85,8 @@ def test_clips_of_a_film_are_alike_so_films_are_left_out():
 def test_halves_share_no_film_where_that_leaves_enough_clips_in_each():
     sides = scoring.halves(windows({"a": 7, "b": 4, "c": 3, "d": 1}))
     assert [{one.row["film_id"] for one in side} for side in sides] == [{"a", "d"}, {"b", "c"}]
+    uneven = scoring.halves(windows({"a": 40, "b": 2}))
+    assert [len(side) for side in uneven] == [21, 21]
     lone = scoring.halves(windows({"a": 7, "b": 1}))
     assert [len(side) for side in lone] == [4, 4]
     assert [len(side) for side in scoring.halves(windows({"a": 5}))] == [3, 2]

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from brickreel.models import load
 from brickreel.models.autoencoder import sample_posterior
+from brickreel.models.stdit2 import STDiT2
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +271,13 @@ def test_code_in_a_pickled_part_is_never_run(part, folder, tmp_path, capsys):
     with pytest.raises(ValueError, match="cannot be loaded as"):
         getattr(load, part)(str(own))
     assert "code was run" not in capsys.readouterr().out
+
+
+def test_weights_that_are_not_loaded_may_come_and_go(tmp_path):
+    model = STDiT2.preset("tiny")
+    model.save_pretrained(tmp_path)
+    before = load.fingerprint("transformer", str(tmp_path))
+    (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"a full download has these too")
+    assert load.fingerprint("transformer", str(tmp_path)) == before
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text() + " ")
+    assert load.fingerprint("transformer", str(tmp_path)) != before

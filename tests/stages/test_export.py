@@ -284,7 +284,7 @@ def test_weights_that_were_not_sampled_have_no_scores_and_the_card_says_so(finis
     assert "no samples were evaluated" not in card.read_text()
     export.run(config.load(finished.model_dump(mode="json"), {"export": {"weights": "raw"}}), "small")
     assert "Of the weights in this folder (raw) no samples were evaluated" in card.read_text()
-    assert "sample.weights left raw out" in caplog.text
+    assert "no scores of the raw weights: sample.weights left them out" in caplog.text
 
 
 def test_addresses_of_films_are_links_as_they_stand():

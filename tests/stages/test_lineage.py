@@ -63,7 +63,7 @@ def test_a_withdrawn_film_leaves_the_dataset_and_stays_out(trained):
     identity = film_id()
     for run in ("bricks", "other"):
         for pattern in lineage.NEAREST:
-            files.write_bytes(pattern.format(run), b"")
+            files.write_bytes("results/" + pattern.replace("*", "a-b").format(run), b"")
     lineage.withdraw(identity)
     assert {path.parent.name for path in Path("results").rglob("nearest.jpg")} == {"other"}
     assert identity not in {row["film_id"] for row in tables.read("cut_index", cut.OUTPUT).to_pylist()}

@@ -82,6 +82,10 @@ def check_what_is_needed(rules):
             from brickreel.captions import client
 
             client.api_key(CONFIG.caption)
+        if "sample" in rules:
+            from brickreel.evaluation import prompts
+
+            prompts.read(CONFIG.sample)
         if rules & NEED_WEIGHTS:
             from brickreel.models import load
 

@@ -1,9 +1,12 @@
 # What the model makes now, and what it made before.
 
-# Prompts may stand in a file of their own, which changes without the settings.
-PROMPTS = (
-    [str(CONFIG.sample.prompts)] if isinstance(CONFIG.sample.prompts, Path) else []
-)
+# Prompts may stand in a file of their own, which changes without the settings. One that is not there holds nobody up who
+# only makes a dataset.
+PROMPTS = [
+    str(path)
+    for path in [CONFIG.sample.prompts]
+    if isinstance(path, Path) and path.is_file()
+]
 
 
 rule sample:

@@ -188,7 +188,7 @@ def kin(windows: Sequence[Measured]) -> str:
 
 
 def halves(windows: Sequence[Measured]) -> list[list[Measured]]:
-    """Held-out windows in two halves, no film in both where that leaves two clips in each, else no clip in both.
+    """Held-out windows in two halves, no film in both where they can be about as large so, else no clip in both.
 
     One half where there is one clip only.
     """
@@ -197,7 +197,9 @@ def halves(windows: Sequence[Measured]) -> list[list[Measured]]:
         # The largest first, each to the smaller side, so that they become about as large.
         for film in sorted(groups(windows, ["film_id"]), key=len, reverse=True):
             min(sides, key=len).extend(film)
-        if all(len(groups(side, ["clip_id"])) > 1 for side in sides):
+        small, large = sorted(len(groups(side, ["clip_id"])) for side in sides)
+        # Of a half of few clips a distance is mostly noise, and counts as much as that of the other.
+        if small > 1 and large <= 2 * small:
             return sides
     clips = groups(windows, ["clip_id"])
     return [[one for clip in clips[side::2] for one in clip] for side in (0, 1) if clips[side::2]]
@@ -235,9 +237,10 @@ def ceiling(windows: Sequence[Measured], per_set: int, no_features: str | None) 
     Frechet distance, unlike the kernel distance, falls as videos become more.
     """
     about = {"step": None, "weights": "held-out", "conditional": True, "length": 1}
-    alike_in = kin(windows)
-    found = [row(about, metric, of_values(metric, groups(windows, [alike_in])), len(windows)) for metric in ALL]
+    found = [row(about, metric, of_values(metric, groups(windows, [kin(windows)])), len(windows)) for metric in ALL]
     sides = halves(windows)
+    films = [{one.row.get("film_id") for one in side} for side in sides]
+    alike_in = "clip_id" if len(sides) < 2 or films[0] & films[1] else "film_id"
     if len(sides) < 2:
         reason = no_features or f"{'one' if windows else 'no'} held-out clip, at least two are needed"
         return found + [row(about, metric, not_measured(reason), len(windows)) for metric in SETS]

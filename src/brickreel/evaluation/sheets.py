@@ -21,7 +21,7 @@ PAPER, INK, FAINT, CELL = (250, 249, 246), (28, 30, 34), (112, 116, 124), (232, 
 MARGIN, GAP, TEXT, LABEL_WIDTH = 28, 8, 15, 210
 # Small pictures are enlarged to at least this many rows, so that a 64-pixel model can be judged by eye.
 CELL_HEIGHT, MOST_HEIGHT = 132, 240
-# Pillow's own knows Latin letters; the others are looked for among the system's fonts.
+# Pillow's own knows little more than ASCII; the others are looked for among the system's fonts.
 FONTS = ("", "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "NotoSansArabic-Regular.ttf",
          "NotoSansDevanagari-Regular.ttf")  # fmt: skip
 LABEL_LETTERS = 26
@@ -136,8 +136,13 @@ def pictures(path: str | Path, places: Sequence[int]) -> list[Picture]:
 
 
 def readable(text: str, otherwise: str) -> str:
-    """The text where a font here has all its letters; otherwise boxes would be drawn for them, and the other is."""
-    return text if _lacking_nothing(text, TEXT) else otherwise
+    """The text without letters that no font here has, for which boxes would be drawn; where those are most of it, the
+    other text."""
+    if _lacking_nothing(text, TEXT):
+        return text
+    fonts = [font for name in FONTS if (font := _font(name, TEXT))]
+    best = max(("".join(letter for letter in text if _has(font, letter)) for font in fonts), key=len)
+    return best if 2 * len(best.replace(" ", "")) > len(text.replace(" ", "")) else otherwise
 
 
 def _font_for(text: str, size: int) -> Font:

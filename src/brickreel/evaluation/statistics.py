@@ -65,9 +65,9 @@ def of_left_out(value: float, without: Sequence[float]) -> Estimate:
 
 
 def mean_of_groups(groups: Sequence[Sequence[float]]) -> Estimate:
-    """Mean over groups of each group's mean, with Student's interval over groups; empty groups are left out."""
-    means = [float(np.mean(group)) for group in groups if len(group)]
-    return jackknife(means, lambda values: float(np.mean(values)))
+    """Mean of all values, with the interval that comes of leaving out groups; a group of one value does not weigh as
+    much as one of sixty."""
+    return jackknife([group for group in groups if len(group)], lambda some: float(np.mean(np.concatenate(some))))
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> Estimate:

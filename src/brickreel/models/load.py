@@ -32,6 +32,7 @@ WEIGHTS = {
 }
 # Without one of these transformers makes a tokenizer that knows no words.
 VOCABULARIES = ("tokenizer.json", "spiece.model")
+KINDS = (".safetensors", ".bin")
 PATTERNS = ("*.json", "*.safetensors", "*.model", "*.bin")
 _VOCABULARY = f"{' or '.join(VOCABULARIES)} that is not empty, in it or in `tokenizer` beside it"
 KNOWN = inspect.signature(STDiT2.__init__).parameters.keys() - {"self"}
@@ -101,14 +102,21 @@ def fingerprint(part: str, path: str, revision: str | None = None, subfolder: st
     Raises FileNotFoundError where they are not on this machine.
     """
     found = hashlib.sha256()
-    for file in sorted(locate(part, path, revision, subfolder, weights=True).iterdir()):
-        if any(map(file.match, PATTERNS)):
+    folder = locate(part, path, revision, subfolder, weights=True)
+    for file in sorted(folder.iterdir()):
+        if any(map(file.match, PATTERNS)) and not _is_spare(part, file):
             found.update(f"{file.name} {file.stat().st_size} ".encode())
             with file.open("rb") as stream:
                 found.update(stream.read(_PEEK))
                 stream.seek(max(0, file.stat().st_size - _PEEK))
                 found.update(stream.read())
     return found.hexdigest()
+
+
+def _is_spare(part: str, file: Path) -> bool:
+    """Whether weights are not loaded, since there are others of a kind that goes before: they may come and go."""
+    used = next((name for name in WEIGHTS[part] if any(file.parent.glob(f"{name}*"))), "")
+    return any(kind in file.name for kind in KINDS if kind != Path(used).suffix)
 
 
 def _in_hub_cache(part: str, name: str, revision: str | None) -> Path:

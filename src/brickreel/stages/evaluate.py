@@ -72,17 +72,18 @@ def _samples(run: str) -> list[dict[str, Any]]:
 
 
 def _made_alike(samples: list[dict[str, Any]], gaps: list[str]) -> list[dict[str, Any]]:
-    """Without the steps whose videos were made in another way than the last step's: one series is of one kind.
+    """Without the steps whose videos were made in another way than those of the last step: one series is of one kind.
 
-    Such steps are there when the settings changed after their checkpoint was gone.
+    The last step is that which has any. Such others are there when the settings changed after their checkpoint was gone.
     """
     steps = sorted({row["step"] for row in samples})
-    wanted = [row for row in samples if row["step"] == steps[-1]]
+    last = max((row["step"] for row in samples if row["outcome"] == "ok"), default=steps[-1])
+    wanted = [row for row in samples if row["step"] == last]
     others = [step for step in steps if not _alike([row for row in samples if row["step"] == step], wanted)]
     if others:
         gaps.append(
             f"left out: samples of step {', '.join(map(str, others))}, made from other prompts, seeds or settings than "
-            f"those of step {steps[-1]}"
+            f"those of step {last}"
         )
     return [row for row in samples if row["step"] not in others]
 

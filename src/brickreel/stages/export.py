@@ -83,7 +83,9 @@ def run(config: configuration.Config, run: str, push: str = "", push_dataset: st
     if unlicensed:
         logger.warning("export %s: %d films have no licence: see DATASET.md before you publish it", run, unlicensed)
     if cards.only_before(facts["scores"]):
-        logger.warning("export %s: sample.weights left %s out: the card has no scores of them", run, which)
+        asked = which in config.sample.weights
+        why = "none of their videos could be scored" if asked else "sample.weights left them out"
+        logger.warning("export %s: the card has no scores of the %s weights: %s", run, which, why)
     if push:
         send(target, push, "model")
     if push_dataset:

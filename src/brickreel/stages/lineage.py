@@ -20,7 +20,7 @@ CAPTIONS = Path("results/caption/captions.parquet")
 ENCODE = Path("results/encode/index.parquet")
 TRAIN = Path("results/train")
 EXPORT = Path("results/export")
-NEAREST = ("results/evaluate/{}/nearest.jpg", "results/report/media/{}/nearest.jpg")
+NEAREST = ("evaluate/{}/nearest.jpg", "report/media/{}/nearest.jpg", "compare/*/media/{}/nearest.jpg")
 """Samples beside the training clips that are nearest to them, by run."""
 
 
@@ -126,7 +126,8 @@ def withdraw(film: str) -> dict[str, Any]:
     # They may show the film; they are not made again by themselves.
     for run in traced["runs"]:
         for pattern in NEAREST if run["steps"] else ():
-            Path(pattern.format(run["run"])).unlink(missing_ok=True)
+            for path in Path("results").glob(pattern.format(run["run"])):
+                path.unlink()
     for exported in {Path(path).parent.parent for path in traced["exported"]}:
         shutil.rmtree(exported)
     if CLIPS.is_dir():
