@@ -74,7 +74,7 @@ def _samples(run: str) -> list[dict[str, Any]]:
 def _made_alike(samples: list[dict[str, Any]], gaps: list[str]) -> list[dict[str, Any]]:
     """Without the steps whose videos were made in another way than those of the last step: one series is of one kind.
 
-    The last step is that which has any. Such others are there when the settings changed after their checkpoint was gone.
+    The last step is the last that has any. Others are there when settings changed after their checkpoint was gone.
     """
     steps = sorted({row["step"] for row in samples})
     last = max((row["step"] for row in samples if row["outcome"] == "ok"), default=steps[-1])
