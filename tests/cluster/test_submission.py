@@ -1,4 +1,5 @@
 import os
+import signal
 import stat
 import subprocess
 from pathlib import Path
@@ -147,13 +148,26 @@ def test_a_stage_without_checkpoints_is_not_begun_anew_when_its_time_is_up(proje
 
 
 def test_a_time_out_without_a_requeue_is_a_verdict_that_the_batch_script_reads(project, monkeypatch):
-    def times_out(*_, **__):
+    def submitits(*_):
         raise submitit.core.utils.UncompletedJobError("Job not requeued because: timed-out too many times.")
 
-    monkeypatch.setattr(running, "run_stage", times_out)
+    def meets_the_others(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        except Exception as error:
+            raise ConnectionError(f"did not find the others: {error}") from error
+
+    monkeypatch.setattr(running, "run_stage", meets_the_others)
+    monkeypatch.setattr(running, "set_up_logging", lambda: None)
     monkeypatch.setenv("BRICKREEL_VERDICT", str(project / "verdict"))
-    with pytest.raises(SystemExit):
-        running.guarded("preflight", False, StageTask("preflight", (), {"run": "demo"})._run)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    signal.signal(signal.SIGUSR2, submitits)
+    try:
+        with pytest.raises(SystemExit):
+            StageTask("preflight", (), {"run": "demo"})()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert "raise `runtime` of preflight in slurm/config.yaml" in exits.verdict_path().read_text()
 
 

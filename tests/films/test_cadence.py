@@ -158,3 +158,13 @@ def test_small_movements_of_a_shot_on_ones_are_new_poses():
     scores = [0, 72, 65, 53, 45, 45, 48, 47, 50, 69, 69, 44, 54, 45, 39, 44, 60, 67, 45, 68, 38, 17.8, 39, 8, 16.7, 42]
     scores += [17.1, 34.9, 10.4, 16.4, 38, 30.3]
     assert cadence.new_poses(np.array(scores, np.float32), np.zeros(len(scores), np.float32)).all()
+
+
+def test_regular_holds_are_found_though_hard_compression_draws_the_heaps_together():
+    rng = np.random.default_rng(3)
+    scores = np.where(np.arange(56) % 2 == 0, rng.uniform(11.6, 29, 56), rng.uniform(4.6, 7.8, 56)).astype(np.float32)
+    light = np.zeros(56, np.float32)
+    assert np.flatnonzero(cadence.new_poses(scores, light)).tolist() == list(range(0, 56, 2))
+    # The same scores in any order are motion that comes and goes.
+    shuffled = rng.permutation(scores)
+    assert cadence.new_poses(shuffled, light).all()

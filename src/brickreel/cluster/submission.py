@@ -57,6 +57,10 @@ class Resources:
     """How often the job may be put back into the queue, whatever the site's own number is."""
 
 
+class TimeIsUp(BaseException):
+    """The job's time is up and it will not be put back: nothing on the way may take it for an error of its own."""
+
+
 class StageTask(submitit.helpers.Checkpointable):
     """One rank of a stage, as submitit calls it. A copy of itself is what submitit requeues after a time-out signal."""
 
@@ -72,6 +76,16 @@ class StageTask(submitit.helpers.Checkpointable):
 
         # submitit ignores SIGTERM, and a cancelled job would linger until Slurm kills it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        asked = signal.getsignal(signal.SIGUSR2)
+
+        def requeue(number: int, frame: Any) -> None:
+            try:
+                if callable(asked):
+                    asked(number, frame)
+            except submitit.core.utils.UncompletedJobError:
+                raise TimeIsUp from None
+
+        signal.signal(signal.SIGUSR2, requeue)
         hang.let_stacks_be_read()
         running.set_up_logging()
         running.guarded(self.stage, False, self._run)
@@ -81,8 +95,8 @@ class StageTask(submitit.helpers.Checkpointable):
 
         try:
             running.run_stage(self.stage, self.configs, **self.scope)
-        except submitit.core.utils.UncompletedJobError:
-            # submitit's word for a time-out after which it does not requeue; as a ValueError the batch script hears it.
+        except TimeIsUp:
+            # As a ValueError the batch script hears it.
             raise ValueError(
                 f"its time was up before it had ended: raise `runtime` of {self.stage} in slurm/config.yaml"
             ) from None

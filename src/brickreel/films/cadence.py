@@ -36,6 +36,8 @@ LIGHT_ROUNDING = 150.0
 STEADY, EVEN = 0.8, 1.3
 # The middles of the heaps are apart by the first factor, or by the second where so wide a gap is between them.
 SEPARATION, NEAR_SEPARATION, WIDE_GAP = 4.0, 2.5, 1.6
+# Holds are regular where so many of them, at least, have one length, and this share of them all.
+REGULAR_HOLDS, REGULAR = 8, 0.9
 # A shot has a beat where this share of its plain holds have one length, and these fill this share of its frames.
 BEAT, COVERED = 0.6, 0.4
 # A frame on the beat within a longer hold is a new pose if it stands out from the others there by the first factor, any
@@ -118,12 +120,21 @@ def _valley(scores: NDArray[np.float64]) -> float | None:
     near = np.flatnonzero((between > 0) & (between >= 0.9 * between[best]))
     gaps = logs[near + 1] - logs[near]
     cut = int(near[gaps.argmax()])
-    apart_by = SEPARATION if gaps.max() < np.log(WIDE_GAP) else NEAR_SEPARATION
+    middle = (logs[cut] + logs[cut + 1]) / 2
+    # Compressed hard, heaps draw near to each other; that one frame in so many is above is then no chance.
+    alternate = gaps.max() >= np.log(CLEAR_GAP) and _is_regular(scores >= np.exp(middle))
+    apart_by = NEAR_SEPARATION if alternate or gaps.max() >= np.log(WIDE_GAP) else SEPARATION
     if high[best] - low[best] < np.log(apart_by):
         return None
-    middle = (logs[cut] + logs[cut + 1]) / 2
     crowded = np.mean(np.abs(logs - middle) < np.log(1.25))
     return float(np.exp(middle)) if crowded <= CROWDED else None
+
+
+def _is_regular(new: NDArray[np.bool_]) -> bool:
+    """Whether new poses follow each other after one and the same number of frames, more than one, almost always."""
+    lengths = np.diff(np.flatnonzero(new))
+    usual = int(np.bincount(lengths).argmax()) if len(lengths) >= REGULAR_HOLDS else 0
+    return usual > 1 and float(np.mean(lengths == usual)) >= REGULAR
 
 
 def _stands_out(

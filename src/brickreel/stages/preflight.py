@@ -129,8 +129,6 @@ def _try(config: configuration.Config, run: str, ranks: Ranks) -> tuple["Trial",
     except (ValueError, OSError) as error:
         problem = str(error)
     except Exception as error:  # torch's out-of-memory error is one
-        if type(error).__name__ == "UncompletedJobError":
-            raise  # submitit's word for a time limit, which is no fault of this node
         problem = (str(error) or type(error).__name__).splitlines()[0]
         if not isinstance(error, RuntimeError | MemoryError):
             problem = f"{type(error).__name__}: {problem}"
