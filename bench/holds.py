@@ -137,6 +137,7 @@ def films(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
     """One row per film and trouble."""
     truth = demo.render(folder, seed, shots=SHOTS, poses=POSES, with_broken=False)
     rng = np.random.default_rng(seed)
+    cv2.setRNGSeed(seed)  # of the noise
     for film in truth["films"]:
         frames = [frame for _, frame in video.stream(folder / film["path"])]
         for name, trouble in TROUBLES.items():
