@@ -4,11 +4,6 @@ from pathlib import Path
 from brickreel.films import sources
 
 
-def films_here(wildcards):
-    """A digest of the films that the list means: one that comes, goes or gets another size is a reason to look again."""
-    return sources.state(Path(CONFIG.ingest.sources))
-
-
 rule ingest:
     input:
         settings="results/settings/ingest.json",
@@ -20,7 +15,8 @@ rule ingest:
     conda:
         "../../environment.yml"
     params:
-        films=films_here,
+        # A digest of the films that the list means: one that comes, goes or gets another size is a reason to look again.
+        films=lambda wildcards: sources.state(Path(CONFIG.ingest.sources)),
     shell:
         "brickreel ingest --config {input.settings} --log {log}"
 
