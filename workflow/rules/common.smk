@@ -10,7 +10,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from brickreel import config as brickreel_config, files
-from brickreel.films import withdrawn
+from brickreel.films import sources, withdrawn
 from brickreel.stages import STAGES
 
 try:
@@ -114,6 +114,11 @@ def last_words(snakemakes_logs):
         for name in names
     ]
     return "\n".join(f"{name} ends with: {lines[-1]}" for name, lines in ends if lines)
+
+
+def films_here(wildcards):
+    """A digest of the films that the list means: one that comes, goes or gets another size is a reason to look again."""
+    return sources.state(Path(CONFIG.ingest.sources))
 
 
 wildcard_constraints:

@@ -1,9 +1,4 @@
 # Films to clips.
-from pathlib import Path
-
-from brickreel.films import sources
-
-
 rule ingest:
     input:
         settings="results/settings/ingest.json",
@@ -15,8 +10,7 @@ rule ingest:
     conda:
         "../../environment.yml"
     params:
-        # A digest of the films that the list means: one that comes, goes or gets another size is a reason to look again.
-        films=lambda wildcards: sources.state(Path(CONFIG.ingest.sources)),
+        films=films_here,
     shell:
         "brickreel ingest --config {input.settings} --log {log}"
 
