@@ -16,9 +16,8 @@ from typing import Any, TextIO
 
 from brickreel import config
 from brickreel.cluster import exits, lock
-from brickreel.stages import Shard
+from brickreel.stages import LAUNCHED, Shard
 
-LAUNCHED = ("preflight", "train")
 logger = logging.getLogger("brickreel")
 
 

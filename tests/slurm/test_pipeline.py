@@ -86,3 +86,17 @@ def test_the_graph_runs_on_slurm_and_outlives_snakemake(site):
 
     third = snakemake(site, "--dry-run")
     assert "Nothing to be done" in third.communicate(timeout=120)[0]
+
+
+def test_what_failed_is_said_last(site):
+    (site.folder / "films").mkdir()
+    (site.folder / "films/sources.csv").write_text("path,licence\nnone.mp4,CC0\n")
+    (site.folder / "films/other.mp4").touch()  # the file system is there
+    (site.folder / "settings.yaml").write_text(yaml.safe_dump(settings()))
+    profile(site.folder / "slurm" / "config.yaml")
+    failed = snakemake(site, "--until", "ingest", "--retries", "0")
+    output = failed.communicate(timeout=240)[0]
+    assert failed.returncode == 1, output[-3000:]
+    below = output.partition("report: results/report/index.html")[2]
+    assert "logs/ingest/all.log ends with: " in below, output[-3000:]
+    assert "none.mp4" in below

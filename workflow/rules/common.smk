@@ -72,7 +72,7 @@ NEED_WEIGHTS = {"encode", "plan", "preflight", "train", "sample", "export"}
 
 
 def check_what_is_needed(rules):
-    """Raise WorkflowError that says what is missing for these rules: Slurm, weights, the key for captions."""
+    """Raise WorkflowError that says what is missing for these rules: Slurm, the key for captions, prompts, weights."""
     if workflow.executor_plugin.name == "slurm" and not shutil.which("sbatch"):
         raise WorkflowError(
             "Slurm's programs are not on this machine: start on a login node, or without --profile slurm"

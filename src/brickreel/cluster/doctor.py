@@ -14,11 +14,11 @@ from brickreel import files
 from brickreel.cluster import site_facts
 from brickreel.cluster.checks import Check, verdict
 from brickreel.cluster.site_facts import Facts, Look, Partition
+from brickreel.stages import LAUNCHED
 
 logger = logging.getLogger("brickreel")
 
 PROFILE, SITE_ENV = Path("slurm/config.yaml"), Path("slurm/site.env")
-LAUNCHED = ("preflight", "train")
 # What stages need where a node has it: limits.memory_gib and its process; T5-XXL on its way through the host's memory.
 MEMORY_MB = {
     **dict.fromkeys(("analyze", "cut", "caption"), 8000),

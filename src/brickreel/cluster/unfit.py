@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from brickreel import config, files
 from brickreel.cluster import site_facts, slurm
 from brickreel.cluster.submission import Resources, parse_options
+from brickreel.stages import LAUNCHED
 
 logger = logging.getLogger("brickreel")
 
-CHECKED = ("preflight", "train")
 RECENT_S = 24 * 3600.0
 """After a day a node may have been mended: it is tried again."""
 CHOOSING = {"reservation", "nodelist", "nodefile", "constraint"}
@@ -38,7 +38,7 @@ def leave_out(stage: str, run: str, settings: Sequence[str], resources: Resource
     if stage == "preflight":
         _keep_reading(run)
     left_out = chosen(stage, run, settings, resources)
-    for node, (reason, reading) in faults(run).items() if stage in CHECKED else ():
+    for node, (reason, reading) in faults(run).items() if stage in LAUNCHED else ():
         if node in left_out:
             logger.info("%s is left out: %s. To take it back delete it from `exclude` in %s", node, reason, reading)
         else:
@@ -52,7 +52,7 @@ def chosen(stage: str, run: str, settings: Sequence[str], resources: Resources) 
     None where checks do not count (`preflight.required: false`), and never so many that those which are left could not
     run the job; what was found last counts first.
     """
-    if stage not in CHECKED or not _checks_count(stage, run, settings):
+    if stage not in LAUNCHED or not _checks_count(stage, run, settings):
         return ()
     found = list(faults(run))
     return tuple(sorted(_spare(found, resources))) if found else ()

@@ -20,6 +20,8 @@ class Stage(NamedTuple):
     purpose: str
     heavy: bool = False
     """Has an sbatch script of its own under `slurm/`."""
+    launched: bool = False
+    """Is one job of many ranks, one per GPU, which `brickreel launch` starts and holds."""
 
 
 STAGES = (
@@ -30,8 +32,8 @@ STAGES = (
     Stage("caption", "shard", "Describe clips and stills", heavy=True),
     Stage("encode", "shard", "Encode latents and text embeddings once", heavy=True),
     Stage("plan", "run", "Forecast steps, memory, GPU-hours and money"),
-    Stage("preflight", "run", "Prove that the nodes and their network are fit", heavy=True),
-    Stage("train", "run", "Fine-tune on one process or many nodes", heavy=True),
+    Stage("preflight", "run", "Prove that the nodes and their network are fit", heavy=True, launched=True),
+    Stage("train", "run", "Fine-tune on one process or many nodes", heavy=True, launched=True),
     Stage("sample", "run", "Generate the evaluation prompts with fixed seeds", heavy=True),
     Stage("evaluate", "run", "Score samples against held-out clips in pose time", heavy=True),
     Stage("export", "run", "Write a folder that diffusers loads, with its cards"),
@@ -39,6 +41,7 @@ STAGES = (
 )
 
 BY_NAME = {stage.name: stage for stage in STAGES}
+LAUNCHED = tuple(stage.name for stage in STAGES if stage.launched)
 
 
 @dataclass(frozen=True)
