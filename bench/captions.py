@@ -17,6 +17,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from brickreel.captions.asking import Asking
 from brickreel.captions.items import Item
 from brickreel.captions.ledger import Ledger
 from brickreel.captions.request import Request
-from brickreel.films import ffmpeg
+from brickreel.films import cutting, ffmpeg
 from brickreel.films.demo import scenes
 from brickreel.films.demo.draw import Renderer
 from brickreel.progress import Bar
@@ -39,8 +40,8 @@ from brickreel.progress import Bar
 SERVER = Path(__file__).parent.parent / "tests/captions/server.py"
 CLIPS, LATENCY_S, SLOTS = 1000, 2.0, 64
 RATE_CLIPS = 1280  # forty seconds at the ideal rate
-FRAMES, KEY_EVERY, TAKEN = 96, 12, 40
-AS_CUT = ("-crf", str(config.Cut().crf), "-coder", "cavlc")
+FRAMES, KEY_EVERY, ROUNDS, TAKEN = 96, 12, 5, 8
+AS_CUT = ("-crf", str(config.Cut().crf), *chain.from_iterable((f"-{k}", v) for k, v in cutting.ENCODING.items()))
 CLIPS_OF = {
     "short GOPs, as cut": (*AS_CUT, "-g", str(KEY_EVERY)),
     "short GOPs, x264's defaults": ("-g", str(KEY_EVERY)),
@@ -175,6 +176,7 @@ def rate(jpegs: list[bytes], clips: int, concurrency: int) -> dict[str, float]:
 def extraction(path: Path, options: Sequence[str]) -> dict[str, float]:
     """Processor milliseconds per clip: three pictures for an endpoint, and a caption by measurement.
 
+    Of several rounds the fastest, since what else runs on the machine only ever adds.
     Beside them what decoding three key frames (where there are as many) takes and nothing else, and how large those
     are: entropy coding sets it.
     """
@@ -182,7 +184,7 @@ def extraction(path: Path, options: Sequence[str]) -> dict[str, float]:
     subprocess.run(
         [
             *(ffmpeg.program(), "-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "1280x720"),
-            *("-r", "24", "-i", "-", "-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p"),
+            *("-r", "24", "-i", "-", "-c:v", "libx264", "-preset", config.Cut().preset, "-pix_fmt", "yuv420p"),
             *(*options, str(path)),
         ],
         input=raw,
@@ -193,11 +195,13 @@ def extraction(path: Path, options: Sequence[str]) -> dict[str, float]:
     request = requests.request(item, settings)
 
     def each_ms(work: Callable[[], object]) -> float:
-        work()
-        begun = time.process_time()
-        for _ in range(TAKEN):
-            work()
-        return 1000 * (time.process_time() - begun) / TAKEN
+        rounds = []
+        for _ in range(ROUNDS):
+            begun = time.process_time()
+            for _ in range(TAKEN):
+                work()
+            rounds.append(1000 * (time.process_time() - begun) / TAKEN)
+        return min(rounds)
 
     indices, keys = pictures.pose_frames(settings.frames, FRAMES, (), False), _Keys(path)
     return {
