@@ -1,3 +1,4 @@
+import ast
 import base64
 import csv
 import hashlib
@@ -122,7 +123,42 @@ def test_the_model_card_says_what_it_is(finished, tmp_path):
     assert "| frechet | before fine-tuning | 0.75 | 0.1 to 0.4 | 8 |" in card
     assert "| frechet | after 6 steps | 0.25 |" in card
     assert "0.5 |" not in card
+    assert "It was trained on 2 films" in card
+    assert "poses may drift" in card
     assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])["max_steps"] == 6
+
+
+@pytest.mark.parametrize("more", [{}, {"guidance_channels": 3, "sampler": "dpm-solver++", "hold": 2}])
+def test_the_cards_call_is_the_one_that_the_run_was_sampled_with(more, finished, tmp_path):
+    settings = config.load(finished.model_dump(mode="json"), {"sample": {"pose_rate": 12.5} | more})
+    export.run(settings, "small")
+    folder = tmp_path / "results" / "export" / "small"
+    snippet = ast.parse((folder / "README.md").read_text().split("```python\n")[1].split("```")[0])
+    call = next(
+        node for node in ast.walk(snippet) if isinstance(node, ast.Call) and node.args and len(node.keywords) > 2
+    )
+    shown = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg != "generator"}
+    stored = files.read_json(folder / "sampling.json")
+    assert shown == {name: value for name, value in stored.items() if name != "hold" and value is not None}
+    assert shown["sampler"] == more.get("sampler", "iddpm")
+
+
+def test_the_card_tells_the_commit_of_a_part_from_the_hubs_cache(finished, tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    cached = tmp_path / "hub" / "models--a--hub-name"
+    for subfolder in ("autoencoder", "text_encoder"):
+        (cached / "snapshots" / commit / subfolder).mkdir(parents=True)
+        (cached / "snapshots" / commit / subfolder / "config.json").write_text("{}")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    part = {"path": "a/hub-name"}
+    base = {"autoencoder": part | {"subfolder": "autoencoder"}, "text_encoder": part | {"revision": "v1.1"}}
+    there = config.load(finished.model_dump(mode="json"), {"base": base})
+    card = cards.model_card(there, "small", export.gather("small", there.run("small"), "ema"))
+    assert f"| autoencoder | a/hub-name | {commit} |" in card
+    assert "| text encoder | a/hub-name | v1.1 |" in card
+    assert "| transformer | a local folder, transformer |  |" in card
 
 
 def test_the_dataset_card_lists_every_film_and_no_markup_of_theirs(finished, tmp_path):

@@ -11,7 +11,8 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from brickreel.config import Base, Config
+from brickreel.config import Base, Component, Config
+from brickreel.evaluation import generate
 
 Row = Mapping[str, Any]
 
@@ -111,13 +112,14 @@ def model_card(config: Config, run: str, facts: Mapping[str, Any]) -> str:
             heldout, energy: what `stages.export.gather` returns.
     """
     settings = config.run(run).model_dump(mode="json")
+    stored = generate.sampling(config.sample, config.run(run).objective)
     return _render(
         "model_card.md.j2",
         name=f"{config.project.name} {run}",
         front=_front(config, run),
         run=run,
         parts=_parts(config.base),
-        sample=config.sample,
+        call={name: value for name, value in stored.items() if name != "hold" and value is not None},
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         settings_of=config.run(run),
         only_before=only_before(facts["scores"]),
@@ -166,13 +168,28 @@ def _front(config: Config, run: str) -> str:
 
 def _parts(base: Base) -> list[dict[str, str]]:
     return [
-        {"part": name.replace("_", " "), "origin": _origin(part.path), "revision": part.revision or ""}
+        {
+            "part": name.replace("_", " "),
+            "origin": _origin(part.path),
+            "revision": part.revision or _commit(name, part),
+        }
         for name, part in (
             ("transformer", base.transformer),
             ("autoencoder", base.autoencoder),
             ("text_encoder", base.text_encoder),
         )
     ]
+
+
+def _commit(name: str, part: Component) -> str:
+    """The commit of what is taken from the hub's cache; nothing for a folder, or where it is not on this machine."""
+    from brickreel.models import load
+
+    try:
+        found = "" if _is_folder(part.path) else load.locate(name, part.path, subfolder=part.subfolder)
+    except FileNotFoundError:
+        return ""
+    return next((place.name for place in Path(found, "x").parents if place.parent.name == "snapshots"), "")
 
 
 def _origin(path: str) -> str:
