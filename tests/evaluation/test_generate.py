@@ -1,8 +1,10 @@
 import importlib.util
+import struct
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -73,6 +75,64 @@ def test_a_picture_becomes_the_first_frame(model, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"bad.png cannot be read"):
         generate.read_reference(tmp_path / "bad.png", 32, 48)
+
+
+@pytest.mark.parametrize("turn", [90, 180, 270])
+def test_a_reference_from_a_camera_held_sideways_is_shown_as_a_player_shows_it(turn, tmp_path):
+    drawn = np.zeros((32, 64, 3), np.uint8)
+    drawn[:16, :16] = 250
+    video.write(tmp_path / "clip.mp4", [drawn] * 2, 8)
+    across, up = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]
+    matrix = struct.pack(">9i", across << 16, up << 16, 0, -up << 16, across << 16, 0, 0, 0, 1 << 30)
+    data = (tmp_path / "clip.mp4").read_bytes()
+    place = data.find(b"tkhd") + 44
+    (tmp_path / "clip.mp4").write_bytes(data[:place] + matrix + data[place + 36 :])
+    height, width = (64, 32) if turn % 180 else (32, 64)
+    words = ["ffmpeg", "-v", "error", "-i", str(tmp_path / "clip.mp4"), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    player = subprocess.run(words, capture_output=True, check=True).stdout
+    wanted = np.frombuffer(player, np.uint8).reshape(2, height, width, 3)
+    found = generate.read_reference(tmp_path / "clip.mp4", height, width)
+    assert abs(found.astype(int) - wanted).mean() < 2
+    upright = Image.fromarray(found[0])
+    exif = Image.Exif()
+    exif[0x0112] = {90: 6, 180: 3, 270: 8}[turn]
+    Image.fromarray(drawn).save(tmp_path / "photo.png", exif=exif)
+    photo = generate.read_reference(tmp_path / "photo.png", height, width)[0]
+    assert abs(photo.astype(int) - np.asarray(upright)).mean() < 2
+
+
+@pytest.fixture
+def fast(model, tmp_path):
+    """A model whose run was sampled with the fast sampler."""
+    files.write_json(tmp_path / "fast" / generate.DEFAULTS, DEFAULTS | {"sampler": "dpm-solver++"})
+    for part in model.iterdir():
+        if part.name != generate.DEFAULTS:
+            (tmp_path / "fast" / part.name).symlink_to(part)
+    return tmp_path / "fast"
+
+
+@pytest.mark.parametrize("more", [("--reference", "red.png"), ("--loops", 2, "--condition-frames", 1)])
+def test_a_model_that_was_sampled_fast_goes_on_from_frames_with_the_sampler_it_was_trained_for(
+    more, fast, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generate, "set_up_logging", lambda: None)
+    monkeypatch.setattr(generate.logger, "propagate", True)
+    Image.new("RGB", (48, 32), (250, 10, 10)).save("red.png")
+    words = ("--model", fast, "--prompt", "a car", "--out", "car.mp4")
+    assert call(*words, "--steps", 3, *more) == 0
+    assert "3 steps of iddpm, since the model's own sampler, dpm-solver++, takes no reference" in caplog.text
+    assert call(*words, "--sampler", "dpm-solver++", *more) == 1
+    assert "that the weights were trained for (`--sampler iddpm`)" in caplog.text
+
+
+def test_the_sampler_that_takes_the_fast_ones_place_has_its_usual_steps():
+    stored = DEFAULTS | {"sampler": "dpm-solver++", "num_inference_steps": 20}
+    usual = {"sampler": "iddpm", "num_inference_steps": 100}
+    assert generate.suited(stored, {}, continues=False) == stored
+    assert generate.suited(stored, {"fps": 8.0}, continues=True) == stored | usual | {"fps": 8.0}
+    assert generate.suited(stored, {"num_inference_steps": 30}, continues=True)["num_inference_steps"] == 30
+    assert generate.suited(DEFAULTS, {}, continues=True) == DEFAULTS
 
 
 @pytest.mark.parametrize(
@@ -156,3 +216,13 @@ def test_the_page_is_served_to_this_machine_and_makes_a_video(model, tmp_path):
         assert video.read(answer).shape == (6, 32, 48, 3)
     finally:
         blocks.close()
+
+
+def test_the_page_of_a_model_that_was_sampled_fast_takes_a_first_frame(fast, tmp_path, monkeypatch):
+    gradio = MagicMock()
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    Image.new("RGB", (48, 32), (250, 10, 10)).save(tmp_path / "red.png")
+    web.page(generate.load_pipeline(str(fast), "cpu"), generate.defaults(str(fast)), tmp_path, "tiny")
+    answer = gradio.Button.return_value.click.call_args.args[0]
+    made = answer("a car", str(tmp_path / "red.png"), 0, 3, 3, 2.0, 8.0)
+    assert video.read(made).shape == (6, 32, 48, 3)

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import tiny
 from brickreel import config
 from brickreel.training.assignment import Shape
-from brickreel.training.encoding import Encoder, choose_device
+from brickreel.training.encoding import Encoder, choose_device, read_still
 
 
 @pytest.mark.parametrize(("visible", "taken"), [(8, 3), (1, 0), (2, 1)])
@@ -29,6 +30,17 @@ def test_a_text_that_is_not_finite_fails_its_clip(dtype, advice):
     text = torch.full((3, 8), torch.inf).bfloat16()
     with pytest.raises(ValueError, match=f"a.mp4: the text encoder's output is not finite{advice}"):
         encoder.clip({"path": "a.mp4", "kind": "clip"}, {}, text)
+
+
+def test_a_photo_of_a_camera_held_upright_is_read_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    stored = Image.new("RGB", (30, 20))
+    stored.paste((200, 10, 10), (0, 0, 10, 10))
+    stored.save(tmp_path / "photo.png", exif=exif)
+    found = read_still(str(tmp_path / "photo.png"))
+    assert found.shape == (30, 20, 3)
+    assert found[0, 19].tolist() == [200, 10, 10]
 
 
 @pytest.mark.gpu

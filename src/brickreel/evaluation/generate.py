@@ -75,6 +75,33 @@ def sampling(settings: config.Sample, objective: str = "iddpm") -> dict[str, Any
     }
 
 
+def suited(stored: Mapping[str, Any], chosen: Mapping[str, Any], continues: bool) -> dict[str, Any]:
+    """The model's stored settings with those that the user chose.
+
+    The fast sampler takes no given frames. Where they are asked for and the user named no sampler, it is the one that
+    the weights were trained for, with its usual steps.
+
+    Args:
+        continues: whether references or several loops are asked for.
+
+    Raises ValueError when the user named the fast sampler all the same.
+    """
+    settings = {**stored, **chosen}
+    if not continues or settings.get("sampler") != "dpm-solver++":
+        return settings
+    if "sampler" in chosen:
+        raise ValueError(
+            "reference frames and loops need the sampler that the weights were trained for (`--sampler iddpm`)"
+        )
+    own = {"sampler": "iddpm", "num_inference_steps": config.Sample().steps}
+    settings = {**stored, **own, **chosen}
+    logger.info(
+        "generate: %d steps of iddpm, since the model's own sampler, %s, takes no reference frames and no loops",
+        settings["num_inference_steps"], stored["sampler"],
+    )  # fmt: skip
+    return settings
+
+
 def make(
     pipeline: "OpenSoraPipeline",
     prompt: str,
@@ -115,17 +142,29 @@ def make(
 
 
 def read_reference(path: Path, height: int, width: int) -> "Frames":
-    """A picture or a video as uint8 [n, height, width, 3], scaled to fill and cropped at the centre."""
-    from brickreel.films import video
+    """A picture or a video, upright, as uint8 [n, height, width, 3], scaled to fill and cropped at the centre."""
     from brickreel.training.encoding import read_still
     from brickreel.training.showing import fill_and_crop, to_tensor
 
     try:
-        frames = read_still(str(path))[None].copy() if path.suffix.lower() in PICTURES else video.read(path)
+        frames = read_still(str(path))[None].copy() if path.suffix.lower() in PICTURES else _read_upright(path)
     except OSError as error:
         raise ValueError(f"the reference {path} cannot be read: {error}") from error
     pixels = fill_and_crop(to_tensor(frames), height, width)
     return ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def _read_upright(path: Path) -> "Frames":
+    """All frames of a video, turned as a player turns them."""
+    import av
+    import numpy as np
+
+    from brickreel.films import video
+
+    frames = video.read(path)
+    with av.open(str(path)) as container:
+        rotation = next(container.decode(video=0)).rotation  # degrees anticlockwise
+    return np.ascontiguousarray(np.rot90(frames, rotation // 90, axes=(1, 2)))
 
 
 def output_path(out: str | None, prompt: str, seed: int, several: bool) -> Path:
@@ -187,7 +226,8 @@ def command(
     set_up_logging()
 
     def call() -> None:
-        settings = defaults(model) | {name: value for name, value in chosen.items() if value is not None}
+        named = {name: value for name, value in chosen.items() if value is not None}
+        settings = suited(defaults(model), named, bool(references) or chosen["loops"] > 1)
         wanted = [(text, seed) for text in texts for seed in seeds or (0,)]
         if len(wanted) > 1 and out and Path(out).suffix == ".mp4":
             raise ValueError(f"--out {out} is one file, but {len(wanted)} videos are asked for: give a folder")

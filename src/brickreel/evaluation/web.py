@@ -27,16 +27,18 @@ def page(pipeline: Any, settings: dict[str, Any], folder: Path, name: str) -> An
     ) -> str:
         if not prompt.strip():
             raise gradio.Error("Write a prompt first.", print_exception=False)
-        changed = settings | {
+        shown = {
             "num_frames": int(frames),
             "num_inference_steps": int(steps),
             "guidance_scale": guidance,
             "fps": fps,
         }
+        changed = {name: value for name, value in shown.items() if value != settings[name]}
+        asked = generate.suited(settings, changed, continues=bool(picture))
         path = folder / f"{uuid.uuid4().hex}.mp4"
         with one_at_a_time:
             try:
-                generate.make(pipeline, prompt.strip(), int(seed), path, changed, [Path(picture)] if picture else [])
+                generate.make(pipeline, prompt.strip(), int(seed), path, asked, [Path(picture)] if picture else [])
             except ValueError as error:
                 raise gradio.Error(str(error), print_exception=False) from error
         return str(path)

@@ -132,7 +132,9 @@ class TextToVideoPipeline(DiffusionPipeline):
             for strategy, videos in zip(strategies, given, strict=True)
         ]
         if sampler == "dpm-solver++" and (loops > 1 or references is not None):
-            raise ValueError("reference frames and loops need the sampler that the weights were trained for")
+            raise ValueError(
+                f"reference frames and loops need the sampler that the weights were trained for: '{self.objective}'"
+            )
         channels = guidance_channels
         if channels is None:
             channels = 3 if self.objective == "iddpm" else int(self.vae.config.latent_channels)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from brickreel.config import Base, Encode
@@ -96,9 +96,9 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 
 def read_still(path: str) -> NDArray[np.uint8]:
-    """A picture as RGB [H, W, 3]. Raises OSError when it cannot be read."""
+    """A picture as RGB [H, W, 3], upright as cameras note it. Raises OSError when it cannot be read."""
     with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
 
 
 def resize_still(picture: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
