@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from brickreel.diffusion.references import Placement, parse_placements, place, prompts_by_loop
+from brickreel.diffusion.references import Placement, check_placements, parse_placements, place, prompts_by_loop
+
+VIDEO, REFERENCE = (5, 2, 2), (3, 2, 2)  # frames, rows and columns of latents
 
 
 def test_what_is_left_out_takes_the_originals_defaults():
@@ -35,17 +37,28 @@ def test_a_reference_that_is_to_be_ignored_is():
     z, ratios = place(noise, [reference], parse_placements("0,0,0,0,2,1;0,0,0,4,1,0.5"), 0)
     assert ratios.tolist() == [1, 1, 1, 1, 0.5]
     assert z[0, :, 0, 0].tolist() == [0, 0, 0, 0, 1]
-    with pytest.raises(ValueError, match="reference 3 of 1"):
-        place(noise, [reference], parse_placements("0,3,0,0,1,1"), 0)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("0,2", "reference 2 of 1"), ("0,0,2,0,2", "of the reference"), ("0,0,0,4,2", "of the video")],
+    [
+        ("0,2", "reference 2 of 1"),
+        ("0,3,0,0,1,1", "reference 3 of 1"),
+        ("0,0,2,0,2", "of the reference"),
+        ("0,0,0,4,2", "of the video"),
+    ],
 )
 def test_what_is_not_there_is_named(text, words):
     with pytest.raises(ValueError, match=words):
-        place(torch.zeros(4, 5, 2, 2), [torch.zeros(4, 3, 2, 2)], parse_placements(text), 0)
+        check_placements(parse_placements(text), [REFERENCE], VIDEO)
+
+
+def test_the_clip_of_the_loop_before_is_a_reference_and_is_not_counted_among_those_given():
+    check_placements(parse_placements("0,0;1,1,0,0,5;1,-1,-2,0,2;2,2"), [REFERENCE], VIDEO)
+    with pytest.raises(ValueError, match="reference 3 of 1"):
+        check_placements(parse_placements("2,3"), [REFERENCE], VIDEO)
+    with pytest.raises(ValueError, match="reference -2 of 0"):
+        check_placements(parse_placements("1,-2"), [], VIDEO)
 
 
 @pytest.mark.parametrize("text", ["2", "-1"])
@@ -57,7 +70,7 @@ def test_a_placement_for_a_loop_that_there_is_not_is_refused(text):
 
 def test_a_reference_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"\[3, 2\] latents in size"):
-        place(torch.zeros(4, 5, 2, 2), [torch.zeros(4, 1, 3, 2)], [Placement()], 0)
+        check_placements([Placement()], [(1, 3, 2)], VIDEO)
 
 
 def test_prompts_change_from_loop_to_loop():

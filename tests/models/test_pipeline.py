@@ -248,6 +248,36 @@ def test_wrong_settings_are_named(pipeline, options, words):
         pipeline(**{"prompt": "a car"} | SMALL | options)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"mask_strategy": ["", "0;2,0,0,3,1"]}, "frames 3 to 4 of the video, which has 3"),
+        ({"mask_strategy": ["", "2,3,0,0,1"]}, "reference 3 of 1"),
+        ({"references": [[picture(1)], [picture(1, 48)]]}, r"\[6, 5\] latents in size"),
+        ({"references": [[picture(1)], [picture(1).astype(float)]]}, "must be uint8"),
+    ],
+)
+def test_what_is_wrong_with_a_later_prompt_or_loop_is_said_before_the_first_step(pipeline, given, words):
+    def step():
+        raise AssertionError("a step was made")
+
+    asked = SMALL | {"references": [[picture(1)]] * 2, "loops": 3, "condition_frames": 1} | given
+    with pytest.raises(ValueError, match=words):
+        pipeline(["a car", "a house"], **asked, after_step=step)
+
+
+def test_a_transformer_in_training_mode_is_told_every_prompt_and_draws_nothing(stored, base):
+    wanted = quiet(OpenSoraPipeline.from_base(base))("a car", generator=seeded(1), **SMALL).frames[0]
+    transformer = load.transformer(str(stored / "transformer"), class_dropout_prob=1.0).train()
+    pipeline = quiet(OpenSoraPipeline.from_base(base, transformer=transformer))
+    for scale in (1.0, 7.0):
+        before = torch.get_rng_state()
+        found = pipeline("a car", generator=seeded(1), guidance_scale=scale, **SMALL).frames[0]
+        assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(found, wanted)
+    assert transformer.training
+
+
 def test_a_folder_that_is_none_and_a_part_that_is_none_are_named(pipeline, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no model_index.json"):
         OpenSoraPipeline.from_pretrained(tmp_path)

@@ -1,6 +1,7 @@
 """Reference frames: where clean frames stand in a video that is generated, in Open-Sora 1.1's notation."""
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,15 +54,12 @@ def place(z: Tensor, references: list[Tensor], placements: list[Placement], loop
     Args:
         z: start noise [c, T, h, w].
         references: latents [c, n, h, w] each.
-        placements: of all loops.
+        placements: of all loops, which `check_placements` has passed.
         loop: which one this is.
 
     Returns:
         Noise with references in it, and the edit ratio per frame [T] (1 where there is none); None without references
         that are kept in part at least.
-
-    Raises:
-        ValueError: when a placement names a reference or frames that there are not.
     """
     frames = z.shape[1]
     ratios = torch.ones(frames, device=z.device)
@@ -69,17 +67,33 @@ def place(z: Tensor, references: list[Tensor], placements: list[Placement], loop
     for placement in placements:
         if placement.loop != loop:
             continue
-        if not -len(references) <= placement.reference < len(references):
-            raise ValueError(f"the mask strategy names reference {placement.reference} of {len(references)}")
         latents = references[placement.reference]
         source = _within(placement.reference_start, placement.length, latents.shape[1], "the reference")
         target = _within(placement.target_start, placement.length, frames, "the video")
-        if latents.shape[2:] != z.shape[2:]:
-            raise ValueError(f"a reference is {list(latents.shape[2:])} latents in size, the video {list(z.shape[2:])}")
         if placement.edit_ratio < 1:
             z[:, target] = latents[:, source].to(z)
             ratios[target] = placement.edit_ratio
     return z, ratios if bool((ratios < 1).any()) else None
+
+
+def check_placements(placements: Iterable[Placement], given: Sequence[Sequence[int]], video: Sequence[int]) -> None:
+    """Look at the placements of all loops before the first one begins.
+
+    Args:
+        given: frames, and rows and columns in latents, of each reference.
+        video: the same of one loop, which is a reference for those after it.
+
+    Raises ValueError when a placement names a reference or frames that there are not, or one of another size.
+    """
+    for placement in placements:
+        known = [*given, *[video] * placement.loop]
+        if not -len(known) <= placement.reference < len(known):
+            raise ValueError(f"the mask strategy names reference {placement.reference} of {len(given)}")
+        frames, *size = known[placement.reference]
+        _within(placement.reference_start, placement.length, frames, "the reference")
+        _within(placement.target_start, placement.length, video[0], "the video")
+        if size != list(video[1:]):
+            raise ValueError(f"a reference is {size} latents in size, the video {list(video[1:])}")
 
 
 def _within(start: int, length: int, frames: int, what: str) -> slice:

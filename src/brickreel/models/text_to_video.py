@@ -19,7 +19,7 @@ from torch import Tensor
 
 from brickreel.diffusion.iddpm import IDDPM
 from brickreel.diffusion.rectified_flow import euler, resolution_shift
-from brickreel.diffusion.references import Placement, parse_placements, place, prompts_by_loop
+from brickreel.diffusion.references import Placement, check_placements, parse_placements, place, prompts_by_loop
 from brickreel.diffusion.sampling import Denoise, ancestral, guided, noise_like, solve
 from brickreel.models.prompt import clean_prompt
 
@@ -131,6 +131,9 @@ class TextToVideoPipeline(DiffusionPipeline):
             parse_placements(strategy or ("0" if len(videos) else ""), loops)
             for strategy, videos in zip(strategies, given, strict=True)
         ]
+        shape = self._latent_shape(num_frames, height, width)
+        for placements, videos in zip(placed, given, strict=True):
+            check_placements(placements, [self._latent_shape(*_size(video))[1:] for video in videos], shape[1:])
         if sampler == "dpm-solver++" and (loops > 1 or references is not None):
             raise ValueError(
                 f"reference frames and loops need the sampler that the weights were trained for: '{self.objective}'"
@@ -156,8 +159,7 @@ class TextToVideoPipeline(DiffusionPipeline):
                     if loop:
                         known.append(self.encode_frames(clips[-1], frames_per_batch))
                         placements.append(Placement(loop, -1, -condition_frames, 0, condition_frames))
-                    noise = torch.randn(self._latent_shape(num_frames, height, width), generator=chance,
-                                        device=chance.device)  # fmt: skip
+                    noise = torch.randn(shape, generator=chance, device=chance.device)
                     z, ratios = place(noise.to(self._execution_device), known, placements, loop)
                     words = clean_prompt(words) if clean else words
                     denoise = self._denoiser(words, guidance_scale, channels, conditional, sizes)
@@ -179,8 +181,7 @@ class TextToVideoPipeline(DiffusionPipeline):
 
     def encode_frames(self, frames: Video, frames_per_batch: int = 16) -> Tensor:
         """uint8 [n, H, W, 3] to scaled latents [c, n, h, w]: the mode of the posterior, so that nothing is drawn."""
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-            raise ValueError(f"a reference must be uint8 [n, height, width, 3], not {frames.dtype} {frames.shape}")
+        _size(frames)
         pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
         device, dtype = self._execution_device, self.vae.dtype
         parts = [self.vae.encode(part.to(device, dtype)).latent_dist.mode() for part in pixels.split(frames_per_batch)]
@@ -205,6 +206,8 @@ class TextToVideoPipeline(DiffusionPipeline):
         if not conditional:
             y = null
         told = {name: torch.tensor([float(value)], device=y.device) for name, value in sizes.items()}
+        # A transformer that is still in training mode would draw which prompts to drop.
+        told["drop_text"] = torch.zeros(1, dtype=torch.bool, device=y.device)
         return guided(self.transformer, y, null if conditional and scale != 1 else None, scale, channels, **told)
 
     def _sample(
@@ -260,6 +263,14 @@ class TextToVideoPipeline(DiffusionPipeline):
             raise ValueError(f"loops needs at least 1, and condition_frames from 1 to {frames - 1}")
         if output_type not in ("np", "latent"):
             raise ValueError(f"output_type '{output_type}' is not known: choose from np, latent")
+
+
+def _size(reference: Video) -> tuple[int, int, int]:
+    """Frames, rows and columns of a reference. Raises ValueError when it is none."""
+    frames = np.asarray(reference)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"a reference must be uint8 [n, height, width, 3], not {frames.dtype} {frames.shape}")
+    return frames.shape[0], frames.shape[1], frames.shape[2]
 
 
 def _check_numbers(fps: float, guidance_scale: float, frames_per_batch: int) -> None:
