@@ -6,19 +6,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-OPENSORA_RATIOS = {
-    "no": 0.75,
-    "quarter_random": 0.025,
-    "quarter_head": 0.025,
-    "quarter_tail": 0.025,
-    "quarter_head_tail": 0.05,
-    "image_random": 0.025,
-    "image_head": 0.025,
-    "image_tail": 0.025,
-    "image_head_tail": 0.05,
-}
-"""The original's stage 3."""
-
 PLACES = ("random", "head", "tail", "head_tail")
 STRATEGIES = tuple(f"{amount}_{place}" for amount in ("quarter", "image") for place in PLACES)
 
