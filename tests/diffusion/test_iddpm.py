@@ -44,6 +44,12 @@ def test_clean_frames_do_not_count():
     assert masked_mean(value, None).tolist() == [2.0]
 
 
+def test_a_model_without_variances_is_refused_in_a_sentence():
+    x0, t = torch.randn(1, 4, 2, 2, 2), torch.tensor([5])
+    with pytest.raises(ValueError, match="IDDPM needs a model with pred_sigma"):
+        IDDPM().training_losses(lambda x, t, x_mask: x, x0, t, torch.randn_like(x0))
+
+
 def test_clean_frames_carry_the_first_noise_level():
     process, x0, noise = IDDPM(), torch.randn(1, 4, 2, 3, 3), torch.randn(1, 4, 2, 3, 3)
     noised = process.noised(x0, torch.tensor([900]), noise, torch.tensor([[True, False]]))

@@ -20,6 +20,13 @@ def test_the_path_is_straight_and_the_target_its_direction():
     assert torch.equal(given[0][1, :, 0], x0[1, :, 0])
 
 
+def test_a_model_without_variances_is_trained_and_sampled():
+    x0, noise = torch.randn(2, 4, 3, 2, 2), torch.randn(2, 4, 3, 2, 2)
+    losses = RectifiedFlow().training_losses(lambda x, t, x_mask: x0 - noise, x0, torch.tensor([300, 700]), noise)
+    assert torch.allclose(losses["loss"], torch.zeros(2), atol=1e-6)
+    assert torch.allclose(euler(lambda x, t, x_mask: x0 - noise, noise, 4), x0, atol=1e-5)
+
+
 def test_clean_frames_do_not_count():
     def model(x, t, x_mask):
         return torch.zeros(1, 8, 2, 1, 1)

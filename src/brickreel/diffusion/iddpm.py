@@ -107,7 +107,7 @@ class IDDPM:
         """
         x_t = self.noised(x0, t, noise, x_mask)
         output = model(x_t, self.told(t), x_mask=x_mask, **(model_kwargs or {}))
-        predicted, variance = output.chunk(2, dim=1)
+        predicted, variance = halves(output, x_t)
         mse = masked_mean((noise - predicted).square(), x_mask)
         vb = masked_mean(self._bound(x0, x_t, t, predicted.detach(), variance), x_mask)
         return {"loss": mse + vb, "mse": mse, "vb": vb}
@@ -152,6 +152,13 @@ class IDDPM:
         low, high = self.at("posterior_log_variance_clipped", t, value), self.at("log_betas", t, value)
         share = (value + 1) / 2
         return share * high + (1 - share) * low
+
+
+def halves(output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The noise and the variance that a model predicts for x [B, c, ...]. Raises ValueError for noise alone."""
+    if output.shape[1] != 2 * x.shape[1]:
+        raise ValueError("IDDPM needs a model with pred_sigma")
+    return output[:, : x.shape[1]], output[:, x.shape[1] :]
 
 
 def masked_mean(value: Tensor, x_mask: Tensor | None) -> Tensor:

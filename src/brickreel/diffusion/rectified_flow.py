@@ -33,7 +33,7 @@ class RectifiedFlow:
         model_kwargs: Mapping[str, Any] | None = None,
         x_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Squared error of the velocity; the model's variance half is not used.
+        """Squared error of the velocity; the model's variance half, where it has one, is not used.
 
         Shapes as in IDDPM.training_losses; t may be whole or continuous. "vb" is zero, so that both objectives log the
         same columns. Clean frames (x_mask False) are given at t = 0, which is exactly clean here.
@@ -41,7 +41,7 @@ class RectifiedFlow:
         x_t = self.add_noise(x0, t, noise)
         if x_mask is not None:
             x_t = torch.where(x_mask[:, None, :, None, None], x_t, x0.to(x_t.dtype))
-        velocity = model(x_t, t, x_mask=x_mask, **(model_kwargs or {})).chunk(2, dim=1)[0]
+        velocity = model(x_t, t, x_mask=x_mask, **(model_kwargs or {}))[:, : x0.shape[1]]
         mse = masked_mean((velocity - (x0 - noise)).square(), x_mask)
         return {"loss": mse, "mse": mse, "vb": torch.zeros_like(mse)}
 
@@ -95,7 +95,7 @@ def euler(
             active = edit_ratio_BT * TIMESTEPS >= now
             x = torch.where((active & ~joined)[:, None, :, None, None], flow.add_noise(x, t, draw()), x)
             joined = active | joined
-        velocity = denoise(x, t, active).chunk(2, dim=1)[0]
+        velocity = denoise(x, t, active)[:, : x.shape[1]]
         moved = x + velocity * ((now - after) / TIMESTEPS).to(x.device)
         x = moved if active is None else torch.where(active[:, None, :, None, None], moved, x)
         if after_step:

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brickreel.diffusion.iddpm import IDDPM
+from brickreel.diffusion.iddpm import IDDPM, halves
 
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(x [B, c, T, h, w], timesteps that the model is told [B], x_mask [B, T] or None) to its output [B, 2c, T, h, w]."""
+"""(x [B, c, T, h, w], timesteps that the model is told [B], x_mask [B, T] or None) to its output [B, 2c, T, h, w],
+or [B, c, T, h, w] of a model without `pred_sigma`."""
 
 
 def guided(
@@ -83,7 +84,7 @@ def ancestral(
 
 def ancestral_step(output: Tensor, x: Tensor, t: Tensor, process: IDDPM, noise: Tensor) -> Tensor:
     """One step of the chain: the posterior's mean and the learned variance times the noise; no noise at index 0."""
-    predicted, variance = output.chunk(2, dim=1)
+    predicted, variance = halves(output, x)
     mean = process.posterior_mean(process.predicted_x0(x, t, predicted), x, t)
     noisy = (t != 0).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
     return mean + noisy * torch.exp(0.5 * process.log_variance(variance, t)) * noise
@@ -105,7 +106,7 @@ def solve(
     for t in scheduler.timesteps:
         told = t.expand(x.shape[0]).to(x.device)
         output = denoise(scheduler.scale_model_input(x, t), told, None)
-        x = scheduler.step(output.chunk(2, dim=1)[0].float(), t, x).prev_sample
+        x = scheduler.step(output[:, : x.shape[1]].float(), t, x).prev_sample
         if after_step:
             after_step()
     return x
