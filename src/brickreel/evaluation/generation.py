@@ -22,8 +22,9 @@ class Generation:
         self.settings, self.lora = settings, run.lora
         self.sampler: str = settings.sampler
         device = choose_device(settings.device, local_rank)
-        self.pipeline = cast(Any, OpenSoraPipeline.from_base(base, run.objective))
-        self.pipeline.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.pipeline = cast(Any, OpenSoraPipeline.from_base(base, run.objective, dtype=dtype))
+        self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.base = {
             name: tensor.detach().cpu().clone() for name, tensor in self.pipeline.transformer.state_dict().items()
