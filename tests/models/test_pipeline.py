@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import torch
 
 import tiny
 from brickreel import config
+from brickreel.evaluation import generate
 from brickreel.models import folder, load, text_to_video
 from brickreel.models.pipeline import OpenSoraPipeline
 
@@ -17,6 +19,9 @@ sys.modules["brickreel"] = None  # as on a machine where it is not installed
 import numpy, torch
 from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+if sys.argv[4:]:  # saved again, and loaded from there
+    pipeline.save_pretrained(sys.argv[4])
+    pipeline = DiffusionPipeline.from_pretrained(sys.argv[4], trust_remote_code=True)
 pipeline.set_progress_bar_config(disable=True)
 reference = numpy.full((1, 32, 40, 3), 200, numpy.uint8)
 result = pipeline("a red car", num_frames=3, height=32, width=40, num_inference_steps=3,
@@ -59,9 +64,9 @@ def of_a_red_car(pipeline):
     return pipeline("a red car", generator=seeded(5), references=[[picture(200)]], **SMALL).frames[0]
 
 
-def video_without_brickreel(path, sampler):
+def video_without_brickreel(path, sampler, *again):
     """A video by the pipeline in `path`/saved, made in a process that cannot import brickreel."""
-    words = [sys.executable, "-c", ALONE, str(path / "saved"), sampler, str(path / "video.npy")]
+    words = [sys.executable, "-c", ALONE, str(path / "saved"), sampler, str(path / "video.npy"), *map(str, again)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=path)
     assert done.returncode == 0, done.stderr[-2000:]
     return np.load(path / "video.npy")
@@ -106,12 +111,56 @@ def test_a_saved_pipeline_makes_the_same_video_here(pipeline, tmp_path):
     assert np.array_equal(again("a red car", generator=seeded(5), **SMALL).frames[0], wanted)
 
 
+def test_a_saved_pipeline_keeps_the_settings_that_its_run_was_sampled_with(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / folder.SAMPLING).exists()
+    settings = json.dumps(generate.sampling(config.Sample(steps=7)), indent=2)
+    (tmp_path / "saved" / folder.SAMPLING).write_text(settings)
+    OpenSoraPipeline.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "again")
+    assert generate.defaults(str(tmp_path / "again"))["num_inference_steps"] == 7
+    assert folder.SAMPLING == generate.DEFAULTS
+
+
+def test_the_precision_of_what_is_loaded_has_diffusers_name_for_it_and_the_older_one(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "saved")
+    for word in ("dtype", "torch_dtype"):
+        loaded = OpenSoraPipeline.from_pretrained(tmp_path / "saved", **{word: torch.bfloat16})
+        assert {loaded.transformer.dtype, loaded.vae.dtype, loaded.text_encoder.dtype} == {torch.bfloat16}
+    assert OpenSoraPipeline.from_pretrained(tmp_path / "saved").transformer.dtype == torch.float32
+
+
+def test_weights_without_variances_suit_the_samplers_that_use_none(stored, base):
+    def pipeline(objective):
+        transformer = tiny.transformer(pred_sigma=False)
+        return quiet(OpenSoraPipeline.from_base(base, objective, transformer=transformer))
+
+    for objective, sampler in (("iddpm", "dpm-solver++"), ("rectified-flow", "rectified-flow")):
+        frames = pipeline(objective)("a car", generator=seeded(1), sampler=sampler, **SMALL).frames[0]
+        assert frames.shape == (3, 32, 40, 3)
+    with pytest.raises(ValueError, match="IDDPM needs a model with pred_sigma"):
+        pipeline("iddpm")("a car", generator=seeded(1), **SMALL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["iddpm", "rectified-flow"])
 def test_a_saved_pipeline_makes_the_same_video_without_brickreel(objective, base, tmp_path):
     pipeline = quiet(OpenSoraPipeline.from_base(base, objective))
     pipeline.save_pretrained(tmp_path / "saved")
     assert np.array_equal(video_without_brickreel(tmp_path, objective), of_a_red_car(pipeline))
+
+
+@pytest.mark.slow
+def test_what_is_saved_without_brickreel_is_loaded_without_it_and_here(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "saved")
+    again = tmp_path / "again"
+    wanted = of_a_red_car(pipeline)
+    assert np.array_equal(video_without_brickreel(tmp_path, "iddpm", again), wanted)
+    assert np.array_equal(of_a_red_car(quiet(OpenSoraPipeline.from_pretrained(again))), wanted)
+    for name in ("model_index.json", "pipeline.py", "transformer/transformer.py"):
+        mine, theirs = ((tmp_path / folder / name).read_text() for folder in ("saved", "again"))
+        if name.endswith("json"):
+            mine, theirs = json.loads(mine), json.loads(theirs)
+        assert mine == theirs
 
 
 @pytest.mark.slow

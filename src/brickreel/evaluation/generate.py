@@ -45,7 +45,7 @@ def load_pipeline(model: str, device: str = "auto", dtype: str | None = None) ->
         base = config.Base(transformer=part, autoencoder=part, text_encoder=part)
         pipeline = OpenSoraPipeline.from_base(base, dtype=precision)
     else:
-        pipeline = OpenSoraPipeline.from_pretrained(model, torch_dtype=precision)
+        pipeline = OpenSoraPipeline.from_pretrained(model, dtype=precision)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(place)  # type: ignore[return-value]
 

@@ -17,6 +17,7 @@ from brickreel.models.bundle import PIPELINE, TRANSFORMER, bundle
 from brickreel.models.stdit2 import STDiT2
 
 INDEX = "model_index.json"
+SAMPLING = "sampling.json"
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 # Files of a published part that its loading needs; other precisions and frameworks are left behind, and the tokenizer
 # has a folder of its own.
@@ -65,6 +66,8 @@ def save(target: str | os.PathLike[str], pipeline: Any, **options: Any) -> None:
         for part in PARTS:
             kwargs = options if part in ("transformer", "vae", "text_encoder") else {}
             getattr(pipeline, part).save_pretrained(folder / part, **kwargs)
+        if pipeline.sampling is not None:
+            _write(folder / SAMPLING, pipeline.sampling)
         _finish(folder)
 
 
@@ -100,8 +103,8 @@ def _copy_text_encoder(folder: Path, part: Any) -> None:
     words.save_pretrained(folder / "tokenizer")
     if not _copy(source, folder / "text_encoder"):
         load.text_encoder(part.path, part.revision, part.subfolder).model.save_pretrained(folder / "text_encoder")
-    # transformers computes in the precision that weights are stored in unless the settings name another: text is
-    # encoded in fp32 here, whoever loads the folder.
+    # transformers computes in the precision that weights are stored in unless the settings or the caller name another:
+    # who names none gets fp32, as brickreel's own loading does.
     config = folder / "text_encoder" / "config.json"
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings.pop("torch_dtype", None)

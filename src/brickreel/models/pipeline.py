@@ -13,6 +13,9 @@ from brickreel.models.text_to_video import TextToVideoPipeline
 class OpenSoraPipeline(TextToVideoPipeline):
     """Videos from prompts with an Open-Sora 1.1 model; see TextToVideoPipeline for the call."""
 
+    sampling: str | None = None
+    """JSON of the settings that the folder's run was sampled with, which go along where it is saved again."""
+
     @classmethod
     def from_base(
         cls, base: Any, objective: str = "iddpm", transformer: Any = None, dtype: torch.dtype = torch.float32
@@ -36,13 +39,18 @@ class OpenSoraPipeline(TextToVideoPipeline):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, source: str | os.PathLike[str], torch_dtype: torch.dtype = torch.float32, **parts: Any
+        cls,
+        source: str | os.PathLike[str],
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        **parts: Any,
     ) -> Self:
         """Load a folder that the export stage or save_pretrained wrote. No code in the folder is run.
 
         Args:
             source: the folder.
-            torch_dtype: precision of what is loaded.
+            dtype: precision of what is loaded; fp32 when None.
+            torch_dtype: its older name.
             parts: transformer, vae, text_encoder, tokenizer or scheduler: used instead of the folder's.
 
         Raises:
@@ -52,20 +60,23 @@ class OpenSoraPipeline(TextToVideoPipeline):
         unknown = sorted(parts.keys() - set(folder.PARTS))
         if unknown:
             raise ValueError(f"the pipeline has no {unknown}: choose from {', '.join(folder.PARTS)}")
-        root = Path(source)
+        root, dtype = Path(source), dtype or torch_dtype or torch.float32
         if not (root / folder.INDEX).is_file():
             raise FileNotFoundError(f"{root} has no {folder.INDEX}: it is not a folder that `brickreel export` wrote")
         if "transformer" not in parts:
-            parts["transformer"] = load.transformer(str(root / "transformer"), dtype=torch_dtype)
+            parts["transformer"] = load.transformer(str(root / "transformer"), dtype=dtype)
         if "vae" not in parts:
-            parts["vae"] = load.autoencoder(str(root / "vae"), dtype=torch_dtype).vae
+            parts["vae"] = load.autoencoder(str(root / "vae"), dtype=dtype).vae
         if "text_encoder" not in parts:
-            parts["text_encoder"] = load.text_encoder(str(root / "text_encoder"), dtype=torch_dtype).model
+            parts["text_encoder"] = load.text_encoder(str(root / "text_encoder"), dtype=dtype).model
         if "tokenizer" not in parts:
             parts["tokenizer"] = load.tokenizer(root / "tokenizer")
         if "scheduler" not in parts:
             parts["scheduler"] = load.scheduler_of(root / "scheduler")
-        return cls(**parts)
+        pipeline = cls(**parts)
+        stored = root / folder.SAMPLING
+        pipeline.sampling = stored.read_text(encoding="utf-8") if stored.is_file() else None
+        return pipeline
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
         """Write the folder that from_pretrained reads, and that diffusers loads where brickreel is not installed.

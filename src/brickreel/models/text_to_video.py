@@ -4,9 +4,14 @@ Together with the modules of `brickreel.diffusion` that it imports, and the tran
 writes beside the weights: hence it knows no other part of brickreel.
 """
 
+import inspect
+import json
 import math
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,6 +176,23 @@ class TextToVideoPipeline(DiffusionPipeline):
                     frames.append(np.concatenate([c[condition_frames if i else 0 :] for i, c in enumerate(clips)]))
         self.maybe_free_model_hooks()
         return TextToVideoOutput(frames=frames, latents=latents)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+        """Write a folder that diffusers loads: by itself it leaves out the code.
+
+        `kwargs` are its own. `push_to_hub` sends the folder before the code is in it: upload it afterwards instead.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        index = Path(save_directory, "model_index.json")
+        classes = json.loads(index.read_text(encoding="utf-8"))
+        classes.pop("_name_or_path", None)  # where this one was loaded from
+        for entry, name, kind in (
+            ("_class_name", "pipeline", type(self)),
+            ("transformer", "transformer/transformer", type(self.transformer)),
+        ):
+            shutil.copyfile(inspect.getfile(kind), index.parent / f"{name}.py")
+            classes[entry] = [Path(name).name, kind.__name__]
+        index.write_text(json.dumps(classes, indent=2) + "\n", encoding="utf-8")
 
     def encode_prompt(self, prompt: str) -> Tensor:
         """Text embedding [1, 1, L, channels], cut at the model's length and not padded."""

@@ -23,7 +23,7 @@ from brickreel.training.tiny.autoencoder import to_tensor
 from brickreel.training.tiny.resuming import Loss
 
 Pool = dict[str, Tensor]
-"""Encoded footage: mean and logvar [N, C, T, h, w] in fp16, scaled; ids [N, L] and lengths [N]; fps [N]."""
+"""Encoded footage: mean and logvar [N, C, T, h, w] in fp16, not scaled; ids [N, L] and lengths [N]; fps [N]."""
 
 TEXT_DROPOUT = 0.1
 WEIGHTS = P2()  # without them a model of this size learns details, and shapes hardly at all
