@@ -2,6 +2,7 @@ import struct
 import subprocess
 import zlib
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -59,6 +60,51 @@ def test_sound_beside_the_pictures_does_not_matter(tmp_path):
     )
     ((number, picture),) = pictures.take(tmp_path / "a.mp4", [23], 64)
     assert abs(picture.mean() - (20 + 2 * number)) < 1.6
+
+
+def converted(source, target, *options, before=()):
+    command = [ffmpeg.program(), "-loglevel", "error", "-y", *before, "-i", str(source), *options, str(target)]
+    subprocess.run(command, check=True)
+    return target
+
+
+def shown(path):
+    """The mean of every frame that a player shows."""
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24").mean() for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize("key_every", [12, 24])
+def test_frames_before_the_first_of_an_edit_list_are_not_counted(tmp_path, key_every):
+    write_counting(tmp_path / "a.mp4", 96, key_every, 3)
+    path = converted(tmp_path / "a.mp4", tmp_path / "b.mp4", "-c", "copy", before=("-ss", "1.8"))
+    frames = shown(path)
+    assert len(frames) < 60
+    for index in range(len(frames)):
+        ((number, picture),) = pictures.take(path, [index], 64)
+        assert abs(number - index) <= len(frames) * pictures.TOLERANCE
+        assert abs(picture.mean() - frames[number]) < 1.6
+    with pytest.raises(ValueError, match="has not the frames"):
+        pictures.take(path, [len(frames)], 64)
+
+
+def test_streams_that_show_only_while_they_are_read(tmp_path):
+    write_counting(tmp_path / "a.mp4", 48, 12, 0)
+    path = converted(tmp_path / "a.mp4", tmp_path / "a.mpg", "-c:v", "mpeg1video", "-q:v", "2", "-bf", "0")
+    frames = shown(path)
+    for number, picture in pictures.take(path, [5, 24, 43], 64):
+        assert abs(picture.mean() - frames[number]) < 1.6
+
+
+def test_frame_that_is_shown_before_its_key_frame_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "TOLERANCE", 0)
+    write_counting(tmp_path / "a.mp4", 48, 12, 0)
+    options = "open-gop=1:keyint=12:min-keyint=12:scenecut=0:bframes=3:b-adapt=0"
+    path = converted(tmp_path / "a.mp4", tmp_path / "b.mp4", "-c:v", "libx264", "-x264-params", options)
+    frames = shown(path)
+    for wanted in ([10], [11], [12], [11, 12, 13], range(48)):
+        for number, picture in pictures.take(path, list(wanted), 64):
+            assert abs(picture.mean() - frames[number]) < 0.1
 
 
 def test_pictures_are_scaled_down_and_never_up(tmp_path):

@@ -49,8 +49,7 @@ def take(path: str | os.PathLike[str], indices: Sequence[int], side: int) -> lis
     Raises ValueError when the file cannot be decoded or has too few frames.
     """
     try:
-        # The header of an mp4 says everything; probing would decode the first frames for nothing.
-        with av.open(os.fspath(path), options=_PROBE, stream_options=_NO_FRAMES) as container:
+        with _open(os.fspath(path)) as container:
             if not container.streams.video:
                 raise ValueError(f"{path} has no video stream")
             stream = container.streams.video[0]
@@ -70,11 +69,23 @@ def take(path: str | os.PathLike[str], indices: Sequence[int], side: int) -> lis
     return taken
 
 
+def _open(path: str) -> av.container.InputContainer:
+    try:
+        # The header of an mp4 says everything; probing would decode the first frames for nothing.
+        return av.open(path, options=_PROBE, stream_options=_NO_FRAMES)
+    except av.FFmpegError:
+        raise
+    except ValueError:  # MPEG-PS, whose streams show only while it is read
+        return av.open(path)
+
+
 def _choose(packets: Sequence[av.Packet], indices: Sequence[int]) -> list[tuple[int, int]]:
     """For each index the frame to take, in order of display, and its packet, in order of decoding."""
-    order = sorted(range(len(packets)), key=lambda packet: _pts(packets[packet]))
+    # What stands before the first frame of an edit list is decoded for the others, and never shown.
+    shown = [number for number, packet in enumerate(packets) if not packet.is_discard]
+    order = sorted(shown, key=lambda packet: _pts(packets[packet]))
     keys = [number for number, packet in enumerate(order) if packets[packet].is_keyframe]
-    reach = int(len(packets) * TOLERANCE)
+    reach = int(len(order) * TOLERANCE)
     chosen = []
     for index in indices:
         key = min(keys, key=lambda number: abs(number - index), default=index)
@@ -93,14 +104,16 @@ def _pts(packet: av.Packet) -> int:
 def _decode(codec: av.VideoCodecContext, packets: Sequence[av.Packet], wanted: set[int]) -> dict[int, av.VideoFrame]:
     """Decode the wanted packets, each from its key frame, those of one group of pictures together; frames by pts."""
     frames: list[av.VideoFrame] = []
-    position = -1
+    start = position = -1
     for packet in sorted(wanted):
-        start = max((k for k in range(packet + 1) if packets[k].is_keyframe), default=0)
-        if start > position:
+        # A frame that is shown before its key frame is built on frames of the group before as well.
+        keys = (k for k in range(packet + 1) if packets[k].is_keyframe and _pts(packets[k]) <= _pts(packets[packet]))
+        key = max(keys, default=0)
+        if not start <= key <= position:
             if position >= 0:
                 frames += codec.decode(None)
                 codec.flush_buffers()
-            position = start - 1
+            start, position = key, key - 1
         for number in range(position + 1, packet + 1):
             # Frames that no other frame is built on are skipped unless they are wanted.
             codec.skip_frame = "DEFAULT" if number in wanted else "NONREF"
