@@ -60,6 +60,8 @@ class Server:
         self.made = {}
         # Parameters that the model refuses, as newer ones do.
         self.refused = ()
+        # What is said of a schema, in words alone, where the model takes none.
+        self.no_schema = ""
         self.bodies = []
         self.keep_bodies = False
         self.no_batches = False
@@ -111,10 +113,8 @@ class Server:
             roles = [message["role"] for message in body["messages"]]
             if any(role == after for role, after in itertools.pairwise(roles)):
                 return await send(writer, 400, error("Conversation roles must alternate user/assistant", None))
-            for name in self.refused:
-                if name in body:
-                    words = f"Unsupported parameter: '{name}' is not supported with this model."
-                    return await send(writer, 400, error(words, "unsupported_parameter", name))
+            if refusal := self._refusal(body):
+                return await send(writer, 400, refusal)
             fault = self._fault()
             async with self.slots:
                 if fault not in FREE_FAULTS:
@@ -122,6 +122,13 @@ class Server:
                 return await self._reply(body, fault, writer)
         finally:
             self.at_once -= 1
+
+    def _refusal(self, body):
+        for name in self.refused:
+            if name in body:
+                words = f"Unsupported parameter: '{name}' is not supported with this model."
+                return error(words, "unsupported_parameter", name)
+        return error(self.no_schema, None) if self.no_schema and "response_format" in body else None
 
     def _fault(self):
         if self.script:
@@ -263,9 +270,7 @@ class Server:
         if batch["fault"] in ("expired", "cancelled"):
             lines = lines[: len(lines) // 2]
         for line in lines:
-            refused = next((name for name in self.refused if name in line["body"]), None)
-            if refused:
-                body = error(f"Unsupported parameter: '{refused}'", "unsupported_parameter", refused)
+            if body := self._refusal(line["body"]):
                 row = {"id": "req_" + uuid.uuid4().hex, "custom_id": line["custom_id"], "error": None}
                 failed.append(row | {"response": {"status_code": 400, "body": body}})
                 continue

@@ -115,7 +115,18 @@ def test_refusal_of_one_clip_is_its_outcome_and_not_the_end(status, code, said):
         (None, None, "'max_tokens' is not supported. Use 'max_completion_tokens'.", "max_tokens"),
         (None, None, "max_tokens or max_completion_tokens is too large: 500.", ""),
         ("unsupported_value", "temperature", "Only the default (1) value is supported.", "temperature"),
-        ("unsupported_parameter", "response_format", "words", ""),
+        ("unsupported_parameter", "response_format", "words", "response_format"),
+        (None, "response_format", "words", "response_format"),
+        ("invalid_request_error", None, "This response_format type is unavailable now", "response_format"),
+        (
+            *(
+                None,
+                None,
+                "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model.",
+            ),
+            "response_format",
+        ),
+        (None, None, "too many tokens: 9000 in the messages, 90 in the response_format", ""),
         ("invalid_image", None, "words", ""),
     ],
 )
@@ -203,9 +214,9 @@ def test_body_has_prompt_pictures_schema_and_what_was_wrong_before_in_one_messag
 
 
 def test_body_has_no_parameter_that_the_model_refused():
-    body = client.body(Caption(max_tokens=7), "Describe.", [], unsupported={"max_tokens", "temperature"})
+    body = client.body(Caption(max_tokens=7), "Describe.", [], unsupported=client._REPLACED)
     assert body["max_completion_tokens"] == 7
-    assert not {"max_tokens", "temperature"} & set(body)
+    assert set(body) == {"model", "messages", "max_completion_tokens"}
 
 
 def test_schema_asks_for_every_field_and_nothing_else():

@@ -2,6 +2,7 @@ import json
 import logging
 import time
 
+import pyarrow.parquet as pq
 import pytest
 
 from brickreel import tables
@@ -36,6 +37,31 @@ def test_shards_divide_the_items_without_rest_or_overlap(tmp_path):
         found = project.run(shard=f"{index}/3")
     assert set(found) == {(f"s{i}", "still") for i in range(12)}
     assert len(list(caption.CAPTIONS.glob("*.parquet"))) == 3
+
+
+def test_part_that_is_started_again_while_the_page_is_written_fails_no_other_shard(tmp_path, monkeypatch):
+    def review(*about):
+        (caption.CAPTIONS / "01.parquet").unlink()
+        for path in parts:
+            tables.check_schema("captions", pq.read_schema(path), path)
+
+    project.make(tmp_path, clips=0, stills=6)
+    for index in range(2):
+        project.run(shard=f"{index}/2")
+    parts, page = tables.files_of(caption.CAPTIONS), tmp_path / "results/caption/review.html"
+    page.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(caption.review, "write", review)
+        project.run(shard="0/2")
+    project.run(shard="1/2")
+    assert page.exists()
+
+
+def test_page_that_cannot_be_written_fails_the_stage(tmp_path):
+    project.make(tmp_path, clips=0, stills=1)
+    (tmp_path / "results/caption/review.html").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"review\.html"):
+        project.run()
 
 
 def test_unreadable_file_fails_alone_and_too_many_fail_the_stage(tmp_path):
@@ -253,6 +279,18 @@ def test_parameters_that_the_model_refuses_are_left_out_from_then_on(tmp_path, m
         if not batch:
             assert server.requests == 8
             assert all(body["max_completion_tokens"] == 200 for body in server.bodies[1:])
+    assert {row["outcome"] for row in found.values()} == {"ok"}
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_endpoint_that_takes_no_schema_is_asked_without(tmp_path, monkeypatch, batch):
+    project.make(tmp_path, clips=0, stills=4)
+    monkeypatch.setattr("brickreel.captions.underway.FIRST_POLL_S", 0.02)
+    with project.serving(faults=1.0, kinds=("fenced",)) as server:
+        server.no_schema = "This response_format type is unavailable now"
+        found = project.run(url=server.url, concurrency=1, attempts=1, batch=batch)
+        assert sum(server.paid.values()) == 4
+        assert batch or server.requests == 5
     assert {row["outcome"] for row in found.values()} == {"ok"}
 
 

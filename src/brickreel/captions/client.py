@@ -37,7 +37,7 @@ _UNSENT = ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"
 # A gateway's words: the model behind it may have answered, and charged.
 _MAYBE_PAID = (408, 502, 504, 520, 524)
 # Parameters that some models refuse, and what they take instead.
-_REPLACED = {"max_tokens": "max_completion_tokens", "temperature": ""}
+_REPLACED = {"max_tokens": "max_completion_tokens", "temperature": "", "response_format": ""}
 # What endpoints say of one request that they will not answer for what is in it, with 400 or 403.
 _MODERATED = re.compile(
     r"moderat|content[ _-]?(policy|filter|management)|safety system|(input|prompt|image|content) (was|is) flagged", re.I
@@ -239,8 +239,11 @@ def _unsupported(code: Any, param: str | None, words: str) -> str:
     if code in ("unsupported_parameter", "unsupported_value") and param in _REPLACED:
         return param or ""
     # Some gateways pass on the sentence alone; others name the parameter where its value is wrong.
-    refused = _REPLACED["max_tokens"] in words and re.search(r"unsupported|not supported", words, re.I)
-    return "max_tokens" if refused else ""
+    if _REPLACED["max_tokens"] in words and re.search(r"unsupported|not supported", words, re.I):
+        return "max_tokens"
+    # The prompt asks for the same object in words.
+    named = "response_format" in words and re.search(r"support|unavailable|not available|enabled only", words, re.I)
+    return "response_format" if named or param == "response_format" else ""
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
