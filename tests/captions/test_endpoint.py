@@ -9,10 +9,11 @@ from brickreel.captions.endpoint import forecast
 from brickreel.captions.items import Item
 from brickreel.captions.ledger import FOLDER, Ledger
 from brickreel.captions.prices import price
+from captions import project
 
 
-def row(shard, usd, answered=0.0, model="m"):
-    return {"shard": shard, "usd": usd, "usd_answered": answered, "model": model}
+def row(shard, usd, spent=0.0, model="m"):
+    return {"shard": shard, "usd": usd, "usd_spent": spent, "model": model}
 
 
 def test_forecast_is_the_sum_of_what_each_shard_first_expected():
@@ -24,7 +25,20 @@ def test_forecast_is_the_sum_of_what_each_shard_first_expected():
 
 def test_forecast_starts_anew_with_another_model_or_division():
     assert forecast([row("00/1", 3.0), row("00/1", 5.0, model="other")]) == 5
-    assert forecast([row("00/1", 3.0), row("00/2", 1.0, 0.5), row("01/2", 1.0, 0.5)]) == 3
+    assert forecast([row("00/1", 3.0), row("00/2", 1.0, 1.0), row("01/2", 1.0, 1.5)]) == 3
+
+
+def test_forecast_is_of_the_whole_ledger_as_what_was_spent_is(tmp_path, monkeypatch):
+    """What another model had cost is in both."""
+    monkeypatch.chdir(tmp_path)
+    project.make(tmp_path, clips=0, stills=4)
+    with project.serving() as server:
+        for model in ("one", "two", "two"):
+            project.run(url=server.url, model=model, api_key_env="")
+    spent = endpoint.spent(project.settings("http://x").caption)
+    first, second, _ = files.read_json_lines(tmp_path / FOLDER / endpoint.ESTIMATES)
+    assert second["usd_spent"] == pytest.approx(spent["usd"] / 2)
+    assert spent["usd_forecast"] == pytest.approx(second["usd_spent"] + first["usd"])
 
 
 def test_forecast_leaves_out_shards_that_have_not_said_what_another_model_costs():
@@ -58,6 +72,13 @@ def test_each_shard_says_what_the_whole_run_costs_against_the_budget(tmp_path, m
     assert len(said) == 2
     assert all("lasts for about 62 % of the 4 shards" in each for each in said)
     assert any("all 4 shards, as 2 of them forecast: about" in r.getMessage() for r in caplog.records)
+
+
+def test_budget_that_is_exceeded_lasts_for_what_costs_nothing(caplog):
+    now = row("00/1", 0.0, spent=60.0)
+    for first in (row("00/1", 3.0), now):
+        endpoint._compare(now, [first], 50.0)
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
 
 
 def test_forecast_is_not_overwritten_by_a_shards_older_reading(tmp_path, monkeypatch):

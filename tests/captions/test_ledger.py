@@ -66,6 +66,15 @@ def test_zero_budget_buys_what_costs_nothing(tmp_path):
     assert ledger.commit([], [ask("r1", usd=0.0), ask("r2", "k2", usd=0.01)]) == ["granted", "refused"]
 
 
+def test_request_that_costs_nothing_is_granted_whatever_was_spent(tmp_path):
+    ledger = opened(tmp_path, budget=1.0)
+    first = ask("r1")
+    ledger.commit([], [first])
+    ledger.commit([ended(ledger, first, billed="unknown")], [])
+    ledger.budget_usd = 0.5
+    assert ledger.commit([], [ask("r2", "k2", 0.0), ask("r3", "k3", 0.01)]) == ["granted", "refused"]
+
+
 def test_two_shards_see_each_others_requests_and_rows(tmp_path):
     one, other = opened(tmp_path, "0/2"), opened(tmp_path, "1/2")
     first = ask("r1")

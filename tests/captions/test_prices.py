@@ -17,8 +17,9 @@ def test_batch_costs_half():
     assert batch.usd(1000, 100) == pytest.approx(one.usd(1000, 100) / 2)
 
 
-def test_settings_win_over_the_list():
-    price = prices.price(Caption(usd_per_million_in=1, usd_per_million_out=2))
+@pytest.mark.parametrize("batch", [False, True])
+def test_settings_win_over_the_list_and_say_what_is_charged(batch):
+    price = prices.price(Caption(usd_per_million_in=1, usd_per_million_out=2, batch=batch))
     assert price.usd(1_000_000, 1_000_000) == pytest.approx(3)
 
 

@@ -159,6 +159,8 @@ def test_command_without_the_port_is_refused():
         ({"base_url": "https://host/v1?key=pw-of-mine"}, "base_url", "pw-of-mine"),
         ({"server": {"command": ["serve", "{port}", "--api-key", "pw-of-mine"]}}, "server.command", "pw-of-mine"),
         ({"server": {"command": ["serve", "--api_key=pw-of-mine"]}}, "server.command", "pw-of-mine"),
+        ({"server": {"command": ["bash", "-c", "x {port} --api-key pw-of-mine"]}}, "server.command", "pw-of-mine"),
+        ({"server": {"command": ["sh", "-c", "exec x --port {port} --api-key=pw"]}}, "server.command", "=pw"),
         ({"server": {"command": ["env", "K=sk-proj-0123456789abcdef", "{port}"]}}, "server.command", "sk-proj"),
         ({"api_key_env": "AKIAIOSFODNN7EXAMPLE"}, "api_key_env", "AKIA"),
     ],
@@ -192,6 +194,8 @@ def test_options_that_are_no_secrets_are_taken():
     command = ["vllm", "serve", "{model}", "--port", "{port}", "--max-num-batched-tokens", "8192"]
     command += ["--tokenizer", "sk-is-the-slovak-language"]
     config.load({"caption": {"server": {"command": command}, "api_key_env": "MY_GATEWAYS_API_KEY_2"}})
+    for words in ('exec serve --port {port} --api-key "$VLLM_API_KEY"', "serve --port {port} --api-key-file key"):
+        config.load({"caption": {"server": {"command": ["bash", "-c", words]}}})
 
 
 def test_replicas_of_a_node_share_its_gpus():

@@ -83,12 +83,8 @@ def estimate(
     `in_batches`: keys that are asked for already; their money is reserved.
     """
 
-    def likely_usd(asked: Sequence[Request]) -> float:
-        return sum(price.usd(*requests.expected_tokens(r, settings, price, account)) for r in asked)
-
-    under_way = [r for r in open_requests if r.key in in_batches]
     open_requests = [r for r in open_requests if r.key not in in_batches]
-    expected = likely_usd(open_requests)
+    expected = sum(price.usd(*requests.expected_tokens(r, settings, price, account)) for r in open_requests)
     most = sum(requests.most_usd(r, settings, price, account) for r in open_requests)
     logger.info(
         "caption %s: %d requests to %s for %d clips (%d are answered or in batches already): about %.2f USD, at most "
@@ -96,7 +92,6 @@ def estimate(
         account.shard, len(open_requests), settings.model, len(wanted), len(wanted) - len(open_requests), expected,
         most, account.spent_usd + account.outstanding_usd, settings.budget_usd,
     )  # fmt: skip
-    answered = {r.key for r in wanted}.difference(r.key for r in open_requests)
     row = {
         "time_s": time.time(),
         "shard": account.shard,
@@ -105,8 +100,6 @@ def estimate(
         "requests": len(open_requests),
         "usd": expected,
         "usd_most": most,
-        "usd_answered": likely_usd(under_way)
-        + sum(row["usd"] for key in answered for row in account.rows.get(key, [])),
         "usd_spent": account.spent_usd + account.outstanding_usd,
     }
     with account.locked():  # shards that start together must not overwrite the forecast with an older one
@@ -121,7 +114,7 @@ def _compare(row: Mapping[str, Any], known: Sequence[Mapping[str, Any]], budget_
     shard, count = row["shard"], int(row["shard"].partition("/")[2])
     # Clips are spread evenly: shards that have not started yet cost what the others do.
     whole = sum(r["usd"] for r in known) * count / len(known)
-    left = budget_usd - known[0].get("usd_spent", 0.0)
+    left = budget_usd - known[0]["usd_spent"]
     if count > 1:
         logger.info(
             "caption %s: all %d shards, as %d of them forecast: about %.2f USD; %.2f of the budget were left before",
@@ -131,7 +124,7 @@ def _compare(row: Mapping[str, Any], known: Sequence[Mapping[str, Any]], budget_
     if row in known:  # a shard that starts again knows more than the first forecasts did
         checks.insert(0, (whole, left, f"the {count} shards"))
     for needed, there, what in checks:
-        if needed > there:
+        if needed > max(0.0, there):
             logger.warning(
                 "caption %s: the budget lasts for about %.0f %% of %s: raise caption.budget_usd",
                 shard, max(0.0, 100 * there / needed), what,
@@ -159,8 +152,10 @@ def _asked(estimate: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def forecast(estimates: Sequence[Mapping[str, Any]]) -> float:
-    """What all shards were expected to cost in all, from each shard's first estimate for what was last asked."""
-    return float(sum(r["usd"] + r["usd_answered"] for r in firsts(estimates)))
+    """What the ledger was expected to say in the end, in USD, from each shard's first estimate for what was last asked:
+    that, and what had been spent before on anything else."""
+    known = firsts(estimates)
+    return float(known[0]["usd_spent"] + sum(r["usd"] for r in known)) if known else 0.0
 
 
 def spent(settings: Settings) -> dict[str, Any]:

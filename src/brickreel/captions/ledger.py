@@ -182,7 +182,7 @@ class Ledger:
         if ask.key in busy:
             return "elsewhere"
         most = counted_usd + ask.usd
-        if most <= self.budget_usd + _ROUNDING_USD:
+        if not ask.usd or most <= self.budget_usd + _ROUNDING_USD:
             return "granted"
         # Requests in flight may turn out cheaper than they were reserved for; those of dead processes never will.
         return "wait" if hoped_usd > _ROUNDING_USD and most - hoped_usd <= self.budget_usd else "refused"

@@ -52,7 +52,7 @@ def _listed() -> dict[str, Any]:
 
 
 def price(settings: Caption) -> Price:
-    """The price that the settings name or the list knows; a `server` of one's own costs nothing.
+    """The price that the settings name or the list knows, in batches its share; a `server` of one's own costs nothing.
 
     Raises ValueError when the model's price is not known.
     """
@@ -62,17 +62,17 @@ def price(settings: Caption) -> Price:
     if settings.server.command:
         usd_in, usd_out = usd_in or 0.0, usd_out or 0.0
     elif entry and not settings.base_url:
-        usd_in = entry["usd_in"] if usd_in is None else usd_in
-        usd_out = entry["usd_out"] if usd_out is None else usd_out
+        share = _listed()["batch_share"] if settings.batch else 1.0
+        usd_in = entry["usd_in"] * share if usd_in is None else usd_in
+        usd_out = entry["usd_out"] * share if usd_out is None else usd_out
     if usd_in is None or usd_out is None:
         raise ValueError(
             f"the price of the model '{settings.model}' at this endpoint is not known: set caption.usd_per_million_in "
             "and caption.usd_per_million_out (0 where nothing is charged)"
         )
-    share = _listed()["batch_share"] if settings.batch else 1.0
     unknown = max(_UNKNOWN_PICTURE_TOKENS, math.ceil(settings.image_side / _PATCH) ** 2)
     tokens = _picture_tokens(entry, settings) if entry else unknown
-    return Price(usd_in * share / 1e6, usd_out * share / 1e6, tokens, entry is not None)
+    return Price(usd_in / 1e6, usd_out / 1e6, tokens, entry is not None)
 
 
 def _picture_tokens(entry: dict[str, Any], settings: Caption) -> int:

@@ -10,7 +10,8 @@ from pydantic_core import PydanticCustomError
 
 from brickreel.config.section import Fraction, Positive, Section
 
-_KEY_OPTION = re.compile(r"--?api[-_]?key(=|$)", re.IGNORECASE)
+_KEY_OPTION = re.compile(r"""(^|\s)--?api[-_]?key(=|\s|$)(?!\s*["']?\$)""", re.IGNORECASE)
+"""Also within a word that a shell reads, where a variable's name may follow."""
 _KEY = re.compile(r"(^|\W)(sk-(?=[\w-]*\d)[\w-]{16,}|hf_[A-Za-z0-9]{30,})")
 """Keys of OpenAI, which have digits as no word has, and of Hugging Face."""
 
@@ -42,7 +43,7 @@ def _address(url: str | None) -> str | None:
 
 
 def _keyless(command: tuple[str, ...]) -> tuple[str, ...]:
-    if any(_KEY_OPTION.match(word) or _KEY.search(word) for word in command):
+    if any(_KEY_OPTION.search(word) or _KEY.search(word) for word in command):
         raise _secret(
             "must hold no key: the server finds one of its own in VLLM_API_KEY, and others in the environment"
         )
@@ -84,9 +85,10 @@ class Caption(Section):
     budget_usd: Annotated[float, Field(ge=0)] = 50.0
     """Spending over all shards and restarts never exceeds this, requests in flight counted."""
     usd_per_million_in: Annotated[float, Field(ge=0)] | None = None
-    """Price of a million prompt tokens; the built-in list's when absent, nothing for a `server` of one's own."""
+    """Price of a million prompt tokens: what is charged; with `batch`, the batch's price. The built-in list's when
+    absent, nothing for a `server` of one's own."""
     usd_per_million_out: Annotated[float, Field(ge=0)] | None = None
-    """Price of a million answered tokens."""
+    """Price of a million answered tokens, likewise."""
     material: str = "small plastic toys"
     """What moves in the films; stands in the prompt."""
     frames: Annotated[int, Field(ge=1, le=32)] = 3
@@ -108,9 +110,11 @@ class Caption(Section):
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     """Longest wait for one answer. A request without an answer counts at its highest possible price."""
     attempts: Positive = 6
-    """Requests per clip before it fails: errors of the server and unusable answers together."""
+    """Failed requests of one run after which a clip fails: errors of the server, and answers that are not whole or
+    without the schema. However many it may have, it ends after three unusable answers of any kind, in all runs."""
     max_failed_share: Fraction = 0.02
-    """The stage fails when more than this share of its clips fails."""
+    """The stage fails when more than this share of a shard's clips fails, rounded up: one may always, unless this
+    is 0."""
     banned_words: tuple[str, ...] = (
         "video", "image", "frame", "footage", "screenshot", "photo", "photograph", "film", "movie", "clip",
         "stop motion", "claymation", "animation", "blocky",
