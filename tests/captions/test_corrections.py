@@ -28,6 +28,12 @@ def test_lines_without_anything_in_their_cells_are_skipped(tmp_path):
     assert set(corrections.read(write(tmp_path / "c.csv", text))) == {("a", "clip"), ("b", "clip")}
 
 
+def test_names_of_the_columns_may_come_again_with_lines_that_are_added(tmp_path):
+    saved = 'clip_id,kind,text\na,clip,"A text."\n'
+    mine = write(tmp_path / "c.csv", saved + saved.replace("A text", "Another"))
+    assert corrections.read(mine)["a", "clip"].answer.caption == "Another."
+
+
 def test_kind_is_clip_where_there_is_no_such_column(tmp_path):
     assert set(corrections.read(write(tmp_path / "c.csv", "text,clip_id\nA text.,a\n"))) == {("a", "clip")}
 

@@ -10,7 +10,8 @@ from brickreel.captions.items import Caption, by_person
 def read(path: Path | None) -> dict[tuple[str, str], Caption]:
     """Corrections by (clip_id, kind); the kind is `clip` where none is given, an empty text drops the clip.
 
-    Of several lines for one clip the last counts, so that new corrections can be added at the end.
+    Of several lines for one clip the last counts, so that new corrections can be added at the end, with their names of
+    columns or without.
 
     Raises ValueError or OSError with the line that is wrong.
     """
@@ -26,7 +27,7 @@ def read(path: Path | None) -> dict[tuple[str, str], Caption]:
                 raise ValueError(f"{path} needs the columns clip_id and text (and may have kind): no {sorted(missing)}")
             good = reader.line_num
             for line in reader:
-                if _blank(line):
+                if _blank(line) or all(line[name] == name for name in line):
                     good = reader.line_num
                     continue
                 if None in line or None in (line["clip_id"], line.get("kind", ""), line["text"]):
