@@ -102,6 +102,42 @@ def test_a_finished_clip_follows_its_film_to_the_other_split(project):
     assert {row["split"] for row in samples().values()} == {"heldout"}
 
 
+def test_other_holds_encode_again_and_another_rate_is_only_told(project):
+    encode.run(project())
+    first = samples()
+    rows = tables.read("cut_index", encode.CLIPS).to_pylist()
+    other = {"clip0": {"holds": [1, 3] * 3}, "clip1": {"pose_rate": 8.0}}
+    changed = [row | (other.get(row["clip_id"], {}) if row["kind"] == "clip" else {}) for row in rows]
+    tables.write("cut_index", encode.CLIPS / "00.parquet", changed)
+    encode.run(project())
+    now = samples()
+    assert {first[name]["clip_id"] for name in now if now[name]["crc32"] != first[name]["crc32"]} == {"clip0"}
+    assert {row["pose_rate"] for row in now.values() if row["clip_id"] == "clip1" and row["kind"] == "clip"} == {8.0}
+
+
+def test_runs_that_the_graph_does_not_train_are_not_encoded_for(project):
+    settings = project(POSES, FRAMES)
+    chosen = settings.project.model_copy(update={"runs": ("run0",)})
+    encode.run(settings.model_copy(update={"project": chosen}))
+    assert {row["bucket"] for row in samples().values()} == {"64p-4f-1.00-poses1", "64p-1f-1.00-still"}
+
+
+def test_files_of_shards_that_are_no_more_go_when_all_is_encoded(project):
+    for number in range(3):
+        encode.run(project(), Shard(number, 3))
+    encode.run(project())
+    assert set(Path("results/encode").glob("*.safetensors")) == {Path(row["file"]) for row in samples().values()}
+
+
+def test_a_full_gpu_is_one_sentence_that_says_what_to_do(project, monkeypatch):
+    def full(*args, **keywords):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("brickreel.training.encoding.Encoder.posterior", full)
+    with pytest.raises(ValueError, match=r"memory of cpu is full: lower encode\.frames_per_batch"):
+        encode.run(project())
+
+
 def test_a_changed_caption_encodes_its_clip_again_and_leaves_the_others(project):
     encode.run(project())
     first = samples()
@@ -215,7 +251,7 @@ def test_an_interrupted_shard_keeps_the_files_it_has_written(project):
 
 
 def test_without_runs_there_is_nothing_to_encode(project, base):
-    with pytest.raises(ValueError, match="`runs:` is empty"):
+    with pytest.raises(ValueError, match="no run is chosen"):
         encode.run(config.load({"base": tiny.base_settings(base)}))
 
 

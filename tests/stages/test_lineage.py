@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from brickreel import files, tables
 from brickreel.stages import curate, cut, ingest, lineage
+from brickreel.training import latents
 from films import project
 
 
@@ -76,6 +78,26 @@ def test_a_withdrawn_film_leaves_the_dataset_and_stays_out(trained):
     assert reasons == {"title_card", "withdrawn"}
     assert (trained / project.FIRST).exists()
     assert lineage.trace(identity)["withdrawn"]
+
+
+def test_latents_of_a_withdrawn_film_are_gone_from_files_that_others_need(trained):
+    identity = film_id()
+    clips = {row["film_id"]: row["clip_id"] for row in tables.read("cut_index", cut.OUTPUT).to_pylist()}
+    # As after a changed caption: the file's sample of the film is one that no index names any more.
+    writer = latents.Writer(lineage.ENCODE.parent / "00", "digest", 1)
+    rows = {}
+    for film, clip in clips.items():
+        numbers = latents.Sample(*(torch.ones(1, 1, 1, 1) for _ in range(2)), torch.ones(1, 1))
+        rows[film] = writer.add({"sample_id": f"{clip}.64p", "clip_id": clip, "kind": "clip"}, numbers, {})
+    lineage.ENCODE.parent.mkdir(parents=True)
+    writer.flush()
+    damaged = lineage.ENCODE.parent / "01-0000.safetensors"
+    damaged.write_bytes(b"nothing")
+    lineage.withdraw(identity)
+    with pytest.raises(ValueError, match="cannot be read"):
+        latents.read(rows[identity])
+    assert clips[identity].encode() not in Path(rows[identity]["file"]).read_bytes()
+    assert all(latents.read(row) for film, row in rows.items() if film != identity)
 
 
 def test_checkpoints_that_saw_an_adopted_film_are_known_after_its_withdrawal(trained):

@@ -1,7 +1,9 @@
 """Every rule fires on what it is about, says where and what to do, and stays silent on a clean run."""
 
 import pytest
+import yaml
 
+from brickreel import config
 from brickreel.telemetry import findings
 from telemetry import summaries
 from telemetry.summaries import PORT, STAGE, devices, run, summary
@@ -72,6 +74,17 @@ def test_a_rule_fires_with_evidence_and_a_next_step(name):
     assert item["evidence"]
     assert item["threshold"]
     assert item["where"]
+
+
+def test_lines_to_change_in_the_configuration_are_known_to_it():
+    lines = [item["do"] for tree, _ in FIRING.values() for item in findings.find(tree) if "config.yaml" in item["do"]]
+    lines = [line for line in lines if line.startswith("runs:")]
+    assert len(lines) >= 4
+    for line in lines:
+        try:
+            config.load(yaml.safe_load(line))
+        except ValueError as error:  # a place to be filled in
+            assert "unknown" not in str(error)  # noqa: PT017
 
 
 @pytest.mark.parametrize(

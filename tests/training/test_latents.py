@@ -90,6 +90,20 @@ def test_a_replaced_file_is_read_anew(here):
     assert torch.equal(latents.read(fresh).mean, sample(9).mean)
 
 
+def test_a_clips_samples_and_text_can_be_taken_out_of_a_file(here):
+    gone, kept, other = written(here)
+    path = Path(gone["file"])
+    latents.remove_clips(path, {"c0"})
+    assert b"s0" not in path.read_bytes() + b"".join(part.read_bytes() for part in latents.part_files(here))
+    assert b"c0" not in path.read_bytes()
+    assert latents.read(kept)
+    assert latents.read(other)
+    assert sorted(latents.finished(here, "digest")) == ["s1", "s2"]
+    before = path.stat()
+    latents.remove_clips(path, {"c0"})
+    assert path.stat().st_ino == before.st_ino
+
+
 def test_only_files_of_the_same_settings_count_as_finished(here):
     written(here)
     assert sorted(latents.finished(here, "digest")) == ["s0", "s1", "s2"]

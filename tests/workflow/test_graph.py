@@ -251,6 +251,15 @@ def test_without_slurm_its_profile_is_one_sentence(project, monkeypatch):
     assert not (project / "logs/ingest").exists()
 
 
+def test_a_folder_without_slurms_scripts_is_told_before_the_first_job(project):
+    if not shutil.which("sbatch"):
+        pytest.skip("without Slurm that is told first")
+    asked = snakemake(project, SETTINGS, "--executor", "slurm", "--jobs", "1", check=False)
+    assert asked.returncode == 1
+    assert "there is no slurm/job.sh in" in asked.stderr
+    assert not (project / "logs/ingest").exists()
+
+
 def test_how_stages_are_recorded_reaches_them_without_being_a_setting_of_theirs(project):
     snakemake(project, {**SETTINGS, "telemetry": {"enabled": False}}, "--until", "ingest", check=False)
     assert (project / "logs/ingest").is_dir()

@@ -1,6 +1,5 @@
 # Clips to text. With a server of its own (caption.server) the stage is one launched job instead of one job per shard:
 # every rank starts a replica of the server and describes its share of the shards.
-SERVED = bool(CONFIG.caption.server.command)
 CAPTION_SHARDS = SHARDS if SERVED else ["{shard}"]
 CAPTION_COMMAND = (
     "exec brickreel launch caption --shard all/"

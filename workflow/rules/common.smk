@@ -69,6 +69,9 @@ write_settings()
 
 # Captions alone need none: who only makes a dataset, with --until caption, is not held up.
 NEED_WEIGHTS = {"encode", "plan", "preflight", "train", "sample", "export"}
+# Through submitit, whose jobs read slurm/ of this folder.
+SERVED = bool(CONFIG.caption.server.command)
+LAUNCHED = {"preflight", "train"} | ({"caption"} if SERVED else set())
 
 
 def check_what_is_needed(rules):
@@ -78,6 +81,10 @@ def check_what_is_needed(rules):
             "Slurm's programs are not on this machine: start on a login node, or without --profile slurm"
         )
     try:
+        if workflow.executor_plugin.name == "slurm" and rules & LAUNCHED:
+            from brickreel.cluster import submission
+
+            submission.check_folder()
         if "caption" in rules and CONFIG.caption.captioner == "openai":
             from brickreel.captions import client
 

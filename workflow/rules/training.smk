@@ -19,6 +19,7 @@ rule encode:
         "logs/encode/{shard}.log",
     conda:
         "../../environment.yml"
+    threads: 8
     params:
         shards=len(SHARDS),
     shell:

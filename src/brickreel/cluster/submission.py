@@ -105,7 +105,10 @@ class StageTask(submitit.helpers.Checkpointable):
 def check_folder() -> None:
     """Raise ValueError where jobs cannot be started from this folder."""
     if not Path("slurm/job.sh").is_file():
-        raise ValueError("there is no slurm/job.sh here: start from the project's folder, which has slurm/ in it")
+        raise ValueError(
+            f"there is no slurm/job.sh in {Path.cwd()}: jobs read it and slurm/site.env in the project's folder; copy"
+            " brickreel's slurm/ into it"
+        )
 
 
 def submit(task: StageTask, resources: Resources, name: str, folder: Path) -> str:

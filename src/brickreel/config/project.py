@@ -13,7 +13,8 @@ class Project(Section):
     name: Name = "brickreel"
     """Stands on the report and the cards."""
     shards: Positive = 16
-    """Jobs per sharded stage. Fixed, so that a million films give the same graph as ten."""
+    """Jobs per sharded stage. Fixed, so that a million films give the same graph as ten. Another number makes `encode`
+    start over."""
     runs: tuple[Name, ...] | None = None
     """Names from `runs:` that the graph trains; all of them when absent."""
 

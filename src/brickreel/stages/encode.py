@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from brickreel import tables
-from brickreel.cluster import exits, ranks
+from brickreel.cluster import exits
 from brickreel.config import Config, RunData
 from brickreel.progress import Bar
 from brickreel.stages import Shard
@@ -31,7 +32,7 @@ ORDER = [("clip_id", "ascending"), ("kind", "ascending")]
 FOLDER = Path("results/encode")
 CLIPS_PER_TEXT_BATCH = 16
 _ENCODERS = ("autoencoder", "text_encoder")
-_MAY_CHANGE = ("film_id", "split")  # of a clip whose pictures stay
+_MAY_CHANGE = ("film_id", "split", "pose_rate", "data_keys")  # of a sample whose tensors stay
 
 
 @dataclass
@@ -46,13 +47,17 @@ class Job:
     """sample_id -> frames of the file, shape, place of the crop."""
     dropped: list[dict[str, Any]] = field(default_factory=list)
 
+    def about(self, sample_id: str) -> dict[str, Any]:
+        """What a sample's tensors are made of, beside what its id says: the frames of a pose may change with holds."""
+        frames = zlib.crc32(self.views[sample_id][0].astype("<i8").tobytes())
+        return {"sha256": self.clip["sha256"], "text": self.text, "frames": frames}
+
 
 def run(config: Config, shard: Shard = Shard()) -> None:  # noqa: B008  (frozen)
     """Write `results/encode/index.parquet/{shard}.parquet` and the safetensors files that it names."""
-    prefix = FOLDER / shard.name
     jobs = plan_jobs(config, shard)
     rows = [row for job in jobs for row in job.dropped]
-    rows += encode_jobs(config, jobs, prefix)
+    rows += encode_jobs(config, jobs, shard)
     outcomes = Counter(row["outcome"] for row in rows)
     clips = {(row["clip_id"], row["kind"]) for row in rows}
     failed = {(row["clip_id"], row["kind"]): row["reason"] for row in rows if row["outcome"] == "failed"}
@@ -64,7 +69,7 @@ def run(config: Config, shard: Shard = Shard()) -> None:  # noqa: B008  (frozen)
     index = FOLDER / "index.parquet"
     tables.remove_parts(index, shard.count)
     tables.write("encode_index", index / f"{shard.name}.parquet", rows)
-    remove_unused_files(prefix, rows)
+    remove_unused_files(shard, rows)
     logger.info(
         "encode: %d samples of %d clips and stills, %d dropped, %d failed",
         *(outcomes["ok"], len(clips), outcomes["dropped"], outcomes["failed"]),
@@ -76,9 +81,9 @@ def plan_jobs(config: Config, shard: Shard) -> list[Job]:
     good = pc.field("outcome") == "ok"
     clips = tables.owned("cut_index", CLIPS, "clip_id", shard.owns, where=good).sort_by(ORDER).to_pylist()
     texts = read_texts(clips, shard)
-    settings = {data_key(run.data): run.data for run in config.runs.values()}
+    settings = {data_key(run.data): run.data for run in config.selected_runs.values()}
     if not settings:
-        raise ValueError("`runs:` is empty: encode derives its shapes from the runs")
+        raise ValueError("no run is chosen: encode derives its shapes from the `runs:` that `project.runs` names")
     drawn = any(data.assignment == "opensora-1.1" for data in settings.values())
     places = _places(shard) if drawn else {}
     names = [(clip["clip_id"], clip["kind"]) for clip in clips]
@@ -155,26 +160,31 @@ def _row(
     return empty | known | {"data_keys": keys, "outcome": outcome, "reason": reason} | columns
 
 
-def encode_jobs(config: Config, jobs: list[Job], prefix: Path) -> list[dict[str, Any]]:
-    """Encode what no earlier attempt has finished; index rows of all samples. Loads models only when needed."""
+def encode_jobs(config: Config, jobs: list[Job], shard: Shard) -> list[dict[str, Any]]:
+    """Encode what no earlier attempt has finished; index rows of all samples. Loads models only when needed.
+
+    Raises ValueError when a GPU has too little memory.
+    """
     from brickreel.training import latents
 
+    prefix = FOLDER / shard.name
     digest = _digest(config) + "-" + _weights(config)
     finished = latents.finished(prefix, digest)
     rows, open_jobs = [], []
     for job in jobs:
-        about = {"sha256": job.clip["sha256"], "text": job.text}
-        if job.wanted and all(name in finished and finished[name]["about"] == about for name in job.wanted):
-            now = {name: job.clip[name] for name in _MAY_CHANGE}
-            rows += [finished[n]["row"] | now | {"data_keys": row["data_keys"]} for n, row in job.wanted.items()]
+        if job.wanted and all(name in finished and finished[name]["about"] == job.about(name) for name in job.wanted):
+            rows += [finished[n]["row"] | {name: row[name] for name in _MAY_CHANGE} for n, row in job.wanted.items()]
         elif job.wanted:
             open_jobs.append(job)
     if not open_jobs:
         return rows
 
+    import torch
+
     from brickreel.training.encoding import Encoder, choose_device
 
-    device = choose_device(config.encode.device, ranks.discover().local_rank)
+    # Shards that run beside each other on one machine take one GPU each.
+    device = choose_device(config.encode.device, shard.index)
     encoder = Encoder.load(config.base, config.encode, device)
     writer = latents.Writer(prefix, digest, config.encode.file_mib)
     try:
@@ -183,16 +193,19 @@ def encode_jobs(config: Config, jobs: list[Job], prefix: Path) -> list[dict[str,
                 group = open_jobs[first : first + CLIPS_PER_TEXT_BATCH]
                 texts = encoder.texts([job.text or "" for job in group])
                 for job, text in zip(group, texts, strict=True):
-                    about = {"sha256": job.clip["sha256"], "text": job.text}
-                    rows += _encode(encoder, writer, job, text, about)
+                    rows += _encode(encoder, writer, job, text)
                     writer.flush(at_least_full=True)
                     bar.advance()
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            f"the memory of {device} is full: lower encode.frames_per_batch, and see with nvidia-smi what else is on it"
+        ) from None
     finally:
         writer.flush()
     return rows
 
 
-def _encode(encoder: Any, writer: Any, job: Job, text: Any, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _encode(encoder: Any, writer: Any, job: Job, text: Any) -> list[dict[str, Any]]:
     """One clip's samples. A clip that cannot be read is a failed row per sample, with its reason.
 
     Raises OSError when its file is out of reach for a reason that passes.
@@ -204,14 +217,14 @@ def _encode(encoder: Any, writer: Any, job: Job, text: Any, about: Mapping[str, 
         reason = " ".join(str(error).split())[:300]
         return [row | {"outcome": "failed", "reason": reason} for row in job.wanted.values()]
     made = {"text_tokens": len(text), "scaling_factor": float(encoder.autoencoder.scaling_factor)}
-    return [writer.add(row | made, samples[sample_id], about) for sample_id, row in job.wanted.items()]
+    return [writer.add(row | made, samples[sample_id], job.about(sample_id)) for sample_id, row in job.wanted.items()]
 
 
-def remove_unused_files(prefix: Path, rows: list[dict[str, Any]]) -> None:
-    """Delete files of earlier settings once the new index is in place."""
+def remove_unused_files(shard: Shard, rows: list[dict[str, Any]]) -> None:
+    """Delete files of earlier settings, and those of shards that are no more, once the new index is in place."""
     from brickreel.training import latents
 
-    latents.remove_unused(prefix, rows)
+    latents.remove_unused(FOLDER / shard.name, rows, shard.count)
 
 
 def _digest(config: Config) -> str:

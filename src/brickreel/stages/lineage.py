@@ -1,6 +1,7 @@
 """`brickreel lineage` and `brickreel withdraw`: what a film went into, and taking it out of the dataset."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,8 @@ import pyarrow.compute as pc
 
 from brickreel import files, tables
 from brickreel.films import dataset, withdrawn
+
+logger = logging.getLogger("brickreel")
 
 INGEST = Path("results/ingest/sources.parquet")
 CURATE = Path("results/curate/clips.parquet")
@@ -104,7 +107,7 @@ def _steps_shown(folder: Path, film_id: str, clips: set[str]) -> set[int]:
 
 
 def withdraw(film: str) -> dict[str, Any]:
-    """Take a film out of the dataset: its clips, stills and rows of the manifest go, and it is never chosen again.
+    """Take a film out of the dataset: its clips, stills, latents and rows of the manifest go; it is never chosen again.
 
     So do the pictures of training clips that are nearest to samples, for runs that were shown the film.
 
@@ -123,6 +126,7 @@ def withdraw(film: str) -> dict[str, Any]:
         # Adopted clips lie in a folder of the user's, and stay there.
         if path.is_relative_to(CUT.parent):
             path.unlink(missing_ok=True)
+    _remove_latents(set(traced["clips"]))
     # They may show the film; they are not made again by themselves.
     for run in traced["runs"]:
         for pattern in NEAREST if run["steps"] else ():
@@ -133,6 +137,19 @@ def withdraw(film: str) -> dict[str, Any]:
     if CLIPS.is_dir():
         dataset.describe(CLIPS, CUT)
     return traced
+
+
+def _remove_latents(clips: set[str]) -> None:
+    """Also from files that the index no longer names for these clips: they stay as long as others need them."""
+    from safetensors import SafetensorError
+
+    from brickreel.training import latents
+
+    for path in sorted(ENCODE.parent.glob("*.safetensors")):
+        try:
+            latents.remove_clips(path, clips)
+        except SafetensorError as error:
+            logger.warning("%s cannot be read (%s): delete it, it may hold latents of the film", path, error)
 
 
 def as_text(traced: dict[str, Any]) -> str:
@@ -190,8 +207,9 @@ def _command(
 def _farewell(traced: dict[str, Any]) -> str:
     saw = list(seen_by(traced))
     lines = [
-        f"{traced['film']['film_id']} is out of the dataset: {len(traced['files'])} clips and stills are gone, and it "
-        f"stands in {withdrawn.LIST}. Run snakemake to make captions, latents and plan again without it."
+        f"{traced['film']['film_id']} is out of the dataset: {len(traced['files'])} clips and stills and their latents "
+        f"are gone, and it stands in {withdrawn.LIST}.",
+        "Run snakemake to make captions, latents and plan again without it.",
     ]
     if traced["exported"]:
         sets = sorted({str(Path(path).parent.parent) for path in traced["exported"]})
@@ -208,7 +226,7 @@ lineage_command = _command(
 )
 withdraw_command = _command(
     "withdraw",
-    "Delete a film's clips, and exported datasets with them; name the checkpoints that saw it.",
+    "Delete a film's clips and latents, and exported datasets with them; name the checkpoints that saw it.",
     withdraw,
     _farewell,
 )

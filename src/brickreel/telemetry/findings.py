@@ -409,7 +409,8 @@ RULES = (
             1,
             "{:.1f} % of the time went into steps that were skipped: not finite, or no sample readable; "
             "the training log says which.",
-            "runs: {{{run}: {{lr: <less>}}}}   # in config.yaml; precision: fp32 tells whether bf16 is to blame",
+            "runs: {{{run}: {{schedule: {{lr: <less>}}}}}}   # in config.yaml; a run of another name with "
+            "precision: fp32 tells whether bf16 is to blame",
         ),
     ),
     Rule(

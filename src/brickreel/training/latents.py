@@ -7,7 +7,7 @@ what it has finished. Readers map files into memory and check each sample's CRC-
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,12 +101,30 @@ def finished(prefix: Path, digest: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def remove_unused(prefix: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Delete a shard's files that no row names any more."""
+def remove_unused(prefix: Path, rows: Iterable[Mapping[str, Any]], shards: int) -> None:
+    """Delete a shard's files that no row names any more, and those of shards from the number of `shards` on."""
     used = {row[column] for row in rows for column in ("file", "text_file")}
     for path in part_files(prefix):
         if path.as_posix() not in used:
             path.unlink()
+    for path in prefix.parent.glob("*-[0-9][0-9][0-9][0-9]*.safetensors"):
+        if int(path.name.partition("-")[0]) >= shards:
+            path.unlink(missing_ok=True)
+
+
+def remove_clips(path: Path, clips: Container[str]) -> None:
+    """Write a file again without these clips' samples and texts, if it holds any."""
+    with safe_open(os.fspath(path), framework="pt") as opened:
+        header = json.loads((opened.metadata() or {}).get("brickreel", '{"rows": []}'))
+        gone = [entry["row"] for entry in header["rows"] if entry["row"]["clip_id"] in clips]
+        if not gone:
+            return
+        names = {f"{row['sample_id']}.{part}" for row in gone for part in ("mean", "logvar")}
+        names |= {text_name(row) for row in gone}
+        kept = {name: opened.get_tensor(name) for name in opened.keys() if name not in names}  # noqa: SIM118
+    header["rows"] = [entry for entry in header["rows"] if entry["row"]["clip_id"] not in clips]
+    with files.replacing(path) as temporary:
+        save_file(kept, os.fspath(temporary), metadata={"brickreel": json.dumps(header)})
 
 
 def _opened(path: str) -> Any:
