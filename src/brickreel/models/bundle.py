@@ -22,6 +22,7 @@ PIPELINE = (
     "diffusion.references",
     "diffusion.sampling",
     "models.prompt",
+    "models.text_encoder",
     "models.text_to_video",
 )
 

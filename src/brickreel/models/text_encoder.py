@@ -32,10 +32,15 @@ class TextEncoder:
         return [encode_prompt(self.tokenizer, self.model, prompt, max_tokens) for prompt in prompts]
 
 
-def encode_prompt(tokenizer: Any, model: Any, prompt: str, max_tokens: int) -> Tensor:
-    """One prompt's embedding [tokens, channels] in the model's precision; an empty prompt is the end mark alone."""
+def encode_prompt(
+    tokenizer: Any, model: Any, prompt: str, max_tokens: int, device: torch.device | None = None
+) -> Tensor:
+    """One prompt's embedding [tokens, channels] in the model's precision; an empty prompt is the end mark alone.
+
+    `device` is where the model computes, if that is not where its weights are now.
+    """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
     ids = tokenizer(prompt, max_length=max_tokens, truncation=True, add_special_tokens=True).input_ids
-    tokens = torch.tensor([ids or [tokenizer.eos_token_id]], device=model.device)
+    tokens = torch.tensor([ids or [tokenizer.eos_token_id]], device=device or model.device)
     return model(input_ids=tokens).last_hidden_state[0]

@@ -1,7 +1,7 @@
 """The text-to-video pipeline on torch, diffusers and transformers alone.
 
-Together with the modules of `brickreel.diffusion` that it imports, and the transformer's, it is what the export stage
-writes beside the weights: hence it knows no other part of brickreel.
+Together with the modules that it imports, and the transformer's, it is what the export stage writes beside the weights:
+hence it knows no other part of brickreel.
 """
 
 import inspect
@@ -27,6 +27,7 @@ from brickreel.diffusion.rectified_flow import euler, resolution_shift
 from brickreel.diffusion.references import Placement, check_placements, parse_placements, place, prompts_by_loop
 from brickreel.diffusion.sampling import Denoise, ancestral, guided, noise_like, solve
 from brickreel.models.prompt import clean_prompt
+from brickreel.models.text_encoder import encode_prompt
 
 Video = NDArray[np.uint8]
 
@@ -197,9 +198,7 @@ class TextToVideoPipeline(DiffusionPipeline):
     def encode_prompt(self, prompt: str) -> Tensor:
         """Text embedding [1, 1, L, channels], cut at the model's length and not padded."""
         limit = self.transformer.config.model_max_length
-        ids = self.tokenizer(prompt, max_length=limit, truncation=True).input_ids
-        tokens = torch.tensor([ids or [self.tokenizer.eos_token_id]], device=self._execution_device)
-        return self.text_encoder(input_ids=tokens).last_hidden_state[None]
+        return encode_prompt(self.tokenizer, self.text_encoder, prompt, limit, self._execution_device)[None, None]
 
     def encode_frames(self, frames: Video, frames_per_batch: int = 16) -> Tensor:
         """uint8 [n, H, W, 3] to scaled latents [c, n, h, w]: the mode of the posterior, so that nothing is drawn."""
