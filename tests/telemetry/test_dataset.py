@@ -12,7 +12,7 @@ def test_captions_that_were_dropped_have_not_failed():
         for outcome, reason, count in outcomes
     ]
     found = dataset.summarise(ProjectFiles("p", captions=rows))["captions"]
-    assert (found["ok"], found["failed"]) == (7, 2)
+    assert (found["ok"], found["dropped"], found["failed"]) == (7, 5, 2)
     assert [(row["name"], row["count"]) for row in found["reasons"]] == [
         ("no movement", 4),
         ("500", 2),

@@ -130,7 +130,7 @@ def _captions(project: ProjectFiles) -> dict[str, Any]:
     paid = {name: _sum(rows, name) for name in ("tokens_in", "tokens_out")}
     return {
         "ok": count,
-        "failed": _count(row for row in rows if row["outcome"] == "failed"),
+        **{outcome: _count(row for row in rows if row["outcome"] == outcome) for outcome in ("dropped", "failed")},
         "reasons": _counted((row["reason"], row) for row in rows if row["outcome"] != "ok"),
         "models": _counted((row["model"], row) for row in ok),
         "sources": _counted((row["source"], row) for row in ok),
