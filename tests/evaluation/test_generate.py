@@ -1,5 +1,4 @@
 import importlib.util
-import struct
 import subprocess
 import sys
 import urllib.request
@@ -19,6 +18,7 @@ from brickreel.films import video
 from brickreel.models import text_to_video
 from brickreel.models.pipeline import OpenSoraPipeline
 from brickreel.models.stdit2.convert import command as convert
+from films import synth
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEFAULTS = {
@@ -82,11 +82,7 @@ def test_a_reference_from_a_camera_held_sideways_is_shown_as_a_player_shows_it(t
     drawn = np.zeros((32, 64, 3), np.uint8)
     drawn[:16, :16] = 250
     video.write(tmp_path / "clip.mp4", [drawn] * 2, 8)
-    across, up = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]
-    matrix = struct.pack(">9i", across << 16, up << 16, 0, -up << 16, across << 16, 0, 0, 0, 1 << 30)
-    data = (tmp_path / "clip.mp4").read_bytes()
-    place = data.find(b"tkhd") + 44
-    (tmp_path / "clip.mp4").write_bytes(data[:place] + matrix + data[place + 36 :])
+    synth.turn(tmp_path / "clip.mp4", turn)
     height, width = (64, 32) if turn % 180 else (32, 64)
     words = ["ffmpeg", "-v", "error", "-i", str(tmp_path / "clip.mp4"), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     player = subprocess.run(words, capture_output=True, check=True).stdout

@@ -1,5 +1,6 @@
 """Small films for tests: textured scenes in which a few sprites move, pose by pose, with known truth."""
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,15 @@ def holds(cadence: str, poses: int, seed: int = 0) -> list[int]:
     rng = np.random.default_rng(seed)
     choices = {"ones": [1], "twos": [2], "threes": [3], "mixed": [1, 2, 2, 3, 4]}[cadence]
     return [int(rng.choice(choices)) for _ in range(poses)]
+
+
+def turn(path: Path, degrees: int) -> None:
+    """Write into an mp4 that players turn it clockwise, as a camera that was held sideways does."""
+    across, up = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    matrix = struct.pack(">9i", across << 16, up << 16, 0, -up << 16, across << 16, 0, 0, 0, 1 << 30)
+    data = path.read_bytes()
+    place = data.find(b"tkhd") + 44
+    path.write_bytes(data[:place] + matrix + data[place + 36 :])
 
 
 def title(text: str, frames: int, height: int = HEIGHT, width: int = WIDTH) -> list[np.ndarray]:

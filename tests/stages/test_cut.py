@@ -4,13 +4,16 @@ import csv
 import errno
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from brickreel import config, files, tables
+from brickreel.captions import pictures
 from brickreel.files import shard_of
 from brickreel.films import cutting, isolated, video, withdrawn
 from brickreel.stages import Shard, curate, cut, ingest
-from films import memory, project
+from films import memory, project, synth
 
 
 def index(kind="clip"):
@@ -310,6 +313,25 @@ def test_adopted_clips_are_measured_once(adopted):
     (folder / "1.mp4").write_bytes((folder / "0.mp4").read_bytes() + b"\0\0\0\x08free")
     assert run("0.mp4", "1.mp4", "2.mp4") == ["0.mp4", "1.mp4"]
     assert len(index()) == len(index("still")) == 3
+
+
+def test_adopted_clips_of_a_camera_held_sideways_are_read_upright(adopted):
+    folder, run = adopted
+    shown = video.read(folder / "0.mp4")
+    synth.turn(folder / "0.mp4", 90)
+    run("0.mp4")
+    (clip,), (still,) = index("clip").values(), index("still").values()
+    assert (clip["width"], clip["height"]) == (shown.shape[1], shown.shape[2])
+    assert (still["width"], still["height"]) == (clip["width"], clip["height"])
+    upright = np.rot90(shown, -1, axes=(1, 2))
+    assert np.array_equal(video.read(clip["path"]), upright)
+    assert video.read(clip["path"], [0], 90).shape[1] == 90
+    ((place, picture),) = pictures.take(clip["path"], [3], 10_000)
+    for found, wanted in (
+        (picture, upright[place]),
+        (cv2.imread(still["path"])[..., ::-1], upright[len(upright) // 2]),
+    ):
+        assert abs(found.astype(int) - wanted).mean() < 6
 
 
 def test_stills_of_clips_that_are_no_longer_adopted_go(adopted):

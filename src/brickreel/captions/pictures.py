@@ -12,6 +12,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from brickreel.films import video
+
 Picture = NDArray[np.uint8]
 """RGB, [height, width, 3]."""
 
@@ -127,7 +129,7 @@ def _scaled(frame: av.VideoFrame, side: int, scaler: VideoReformatter) -> Pictur
     height, width = _fit(frame.height, frame.width, side)
     # ffmpeg is twice as fast in this order of colours, and takes as long to make threads as to scale.
     small = scaler.reformat(frame, width, height, "bgr24", interpolation="AREA", threads=1)
-    return np.asarray(cv2.cvtColor(small.to_ndarray(), cv2.COLOR_BGR2RGB), np.uint8)
+    return video.turned(np.asarray(cv2.cvtColor(small.to_ndarray(), cv2.COLOR_BGR2RGB), np.uint8), frame)
 
 
 def read_still(path: str | os.PathLike[str], side: int) -> Picture:

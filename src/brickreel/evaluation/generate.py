@@ -143,28 +143,16 @@ def make(
 
 def read_reference(path: Path, height: int, width: int) -> "Frames":
     """A picture or a video, upright, as uint8 [n, height, width, 3], scaled to fill and cropped at the centre."""
+    from brickreel.films import video
     from brickreel.training.encoding import read_still
     from brickreel.training.showing import fill_and_crop, to_tensor
 
     try:
-        frames = read_still(str(path))[None].copy() if path.suffix.lower() in PICTURES else _read_upright(path)
+        frames = read_still(str(path))[None].copy() if path.suffix.lower() in PICTURES else video.read(path)
     except OSError as error:
         raise ValueError(f"the reference {path} cannot be read: {error}") from error
     pixels = fill_and_crop(to_tensor(frames), height, width)
     return ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-
-
-def _read_upright(path: Path) -> "Frames":
-    """All frames of a video, turned as a player turns them."""
-    import av
-    import numpy as np
-
-    from brickreel.films import video
-
-    frames = video.read(path)
-    with av.open(str(path)) as container:
-        rotation = next(container.decode(video=0)).rotation  # degrees anticlockwise
-    return np.ascontiguousarray(np.rot90(frames, rotation // 90, axes=(1, 2)))
 
 
 def output_path(out: str | None, prompt: str, seed: int, several: bool) -> Path:

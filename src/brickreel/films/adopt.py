@@ -109,14 +109,15 @@ def measure(path: str, progress: Any) -> dict[str, Any]:
     new = cadence.new_poses(scores, flicker)
     poses = np.flatnonzero(new)
     timing = cadence.cadence(new, facts.fps)
+    shape = (facts.height, facts.width) if facts.rotation % 180 else (facts.width, facts.height)
     return {
         "frames": len(found),
         "holds": np.diff(np.append(poses, len(new))).tolist(),
         "fps": facts.fps,
         "pose_rate": timing.pose_rate,
         "cadence": timing.label,
-        # The file is read as it is stored, whatever a player does to it.
-        "width": facts.width,
-        "height": facts.height,
-        "jpeg": cutting.still_of(path, int(poses[len(poses) // 2]), (facts.width, facts.height)),
+        # As it is stored, but upright: pixels that are not square stay so.
+        "width": shape[0],
+        "height": shape[1],
+        "jpeg": cutting.still_of(path, int(poses[len(poses) // 2]), shape, facts.rotation),
     }

@@ -286,13 +286,16 @@ def _still(frame: VideoFrame, crop: tuple[int, int, int, int], film: Film, shape
     return np.asarray(scaled, np.uint8)
 
 
-def still_of(path: str, index: int, shape: tuple[int, int]) -> bytes:
-    """One frame of a file as JPEG, in width x height. Raises ValueError when there is no such frame."""
-    upright = Film(path, 1.0, 0, False)
+def still_of(path: str, index: int, shape: tuple[int, int], rotation: int = 0) -> bytes:
+    """One frame of a file as JPEG, in width x height, turned by degrees clockwise.
+
+    Raises ValueError when there is no such frame.
+    """
+    film = Film(path, 1.0, rotation, False)
     with decode.open_film(path) as (container, source):
         for number, frame in enumerate(decode.frames(container, source)):
             if number == index:
-                return _jpeg(_still(frame, (0, 0, frame.width, frame.height), upright, shape))
+                return _jpeg(_still(frame, (0, 0, frame.width, frame.height), film, shape))
     raise ValueError(f"has no frame {index}")
 
 

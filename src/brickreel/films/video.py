@@ -16,7 +16,7 @@ Frames = NDArray[np.uint8]
 
 
 def stream(path: str | os.PathLike[str], height: int | None = None, threads: int = 1) -> Iterator[tuple[float, Frames]]:
-    """Decode a video frame by frame: (time in seconds, RGB [H, W, 3]). Scaled to `height` rows when given.
+    """Decode a video frame by frame: (time in seconds, RGB [H, W, 3]), upright. Scaled to `height` rows when given.
 
     Raises ValueError when the file has no video that can be decoded.
     """
@@ -29,14 +29,25 @@ def stream(path: str | os.PathLike[str], height: int | None = None, threads: int
             source.codec_context.thread_count = threads
             scaler = VideoReformatter()
             for frame in container.decode(source):
-                rows, columns = frame.height, frame.width
-                if height and height < rows:
-                    rows, columns = height, max(2, round(columns * height / rows / 2) * 2)
+                down, across = upright(frame)
+                if height and height < down:
+                    down, across = height, max(2, round(across * height / down / 2) * 2)
+                rows, columns = (across, down) if frame.rotation % 180 else (down, across)
                 # One for all frames, and without threads: making them anew takes as long as the work.
                 picture = scaler.reformat(frame, columns, rows, "rgb24", threads=1).to_ndarray()
-                yield float(frame.time or 0.0), np.asarray(picture, np.uint8)
+                yield float(frame.time or 0.0), turned(np.asarray(picture, np.uint8), frame)
     except av.FFmpegError as error:
         raise ValueError(f"{path} cannot be decoded: {error}") from error
+
+
+def upright(frame: av.VideoFrame) -> tuple[int, int]:
+    """Rows and columns as a player shows the frame."""
+    return (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
+
+
+def turned(picture: Frames, frame: av.VideoFrame) -> Frames:
+    """The frame's picture [H, W, 3] as a player turns it."""
+    return np.ascontiguousarray(np.rot90(picture, frame.rotation // 90))
 
 
 def read(path: str | os.PathLike[str], indices: Sequence[int] | None = None, height: int | None = None) -> Frames:
