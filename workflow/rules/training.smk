@@ -19,9 +19,9 @@ rule encode:
         "logs/encode/{shard}.log",
     conda:
         "../../environment.yml"
+    threads: 8
     params:
         shards=len(SHARDS),
-    threads: 8
     shell:
         "brickreel encode --shard {wildcards.shard}/{params.shards} --config {input.settings} --log {log}"
 
