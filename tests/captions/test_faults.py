@@ -115,6 +115,7 @@ def test_killed_at_random_moments_it_loses_nothing_and_pays_nothing_twice(tmp_pa
     assert sum(row["usd"] for row in ledger()) >= paid_usd(server)
 
 
+@pytest.mark.slow
 def test_budget_is_kept_over_kills(tmp_path):
     project.make(tmp_path, clips=0, stills=80)
     with project.serving(latency_s=0.05) as server:

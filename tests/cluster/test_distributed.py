@@ -151,10 +151,12 @@ def test_the_first_rank_acts_alone_and_the_others_wait_as_long_as_they_are_told(
     assert second == "0 lost patience"
 
 
+@pytest.mark.slow
 def test_ranks_that_have_met_wait_for_each_other_longer_than_for_the_meeting():
     assert outputs_of_two_ranks(MET) == ["[0, 1]"] * 2
 
 
+@pytest.mark.slow
 def test_groups_that_are_made_later_have_the_same_patience():
     assert outputs_of_two_ranks(LATER)[0] == "lost patience"
 

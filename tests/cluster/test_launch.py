@@ -142,6 +142,7 @@ def test_ranks_end_when_whoever_launched_them_was_killed(project):
     _wait(lambda: not [pid for pid in [launcher, *ranks] if _alive(pid)])
 
 
+@pytest.mark.slow
 def test_after_a_killed_launcher_the_next_one_waits_for_its_ranks_and_goes_on(project):
     training_project.make(project, max_steps=300, checkpoint_every=1000)
     words = brickreel("launch", "train", "--run", "small", "--config", "config.json")

@@ -84,6 +84,7 @@ def test_additions_alone_take_less_than_all_weights():
     assert additions.parameters - additions.trained == whole.parameters
 
 
+@pytest.mark.slow
 def test_under_autocast_the_residual_stream_is_in_the_precision_of_the_products():
     shape = SHAPE._replace(frames=16, latent_height=32, latent_width=32)
 

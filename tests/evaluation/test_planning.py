@@ -26,6 +26,7 @@ def test_encoders_that_are_not_on_this_machine_have_no_size(base):
     assert planning.encoder_bytes(missing, Encode(), on_gpu=True) is None
 
 
+@pytest.mark.slow
 def test_only_an_online_run_holds_the_encoders_beside_the_model(base):
     model = planning.Model.read(load.locate("transformer", base.transformer.path))
     buckets = BucketPlan((Bucket("64p-4", 4, 64, 64, items=8, batch=2),), "", used=8, heldout=0)

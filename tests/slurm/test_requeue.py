@@ -117,10 +117,11 @@ def test_a_preflight_script_that_hangs_ends_with_its_time(site):
     project.make(site.folder)
     options = ("--nodes=2", "--ntasks-per-node=1", "--gres=gpu:1", "--mem=4000M", "--cpus-per-task=1", "--time=1")
     job_id = site.sbatch("preflight", "small", "config.json", options=options)
-    for node in ("gpu1", "gpu2"):  # one alone would end the other's patience before the time is up
-        for pid in wait("a rank", 60, lambda node=node: site.pids(job_id, node, b"python\0-m\0brickreel\0preflight")):
-            if not Path(f"/proc/{pid}/comm").read_text().startswith("srun"):
-                os.kill(pid, signal.SIGSTOP)
+    command = b"python\0-m\0brickreel\0preflight"
+    nodes = [wait("a rank", 60, lambda node=node: site.pids(job_id, node, command)) for node in ("gpu1", "gpu2")]
+    for pid in (pid for pids in nodes for pid in pids):  # together: one alone would end the other's patience
+        if not Path(f"/proc/{pid}/comm").read_text().startswith("srun"):
+            os.kill(pid, signal.SIGSTOP)
     wait("its end", 240, lambda: site.state(job_id) not in ("RUNNING", "COMPLETING"))
     assert site.state(job_id) == "TIMEOUT"
     assert site.restarts(job_id) == 0

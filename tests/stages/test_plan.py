@@ -92,6 +92,7 @@ def test_forecast_of_the_origins_32_frame_run_matches_what_it_reported(monkeypat
     assert BucketPlan.from_json(got["buckets"]).used == 24_000
 
 
+@pytest.mark.slow
 def test_forecast_of_the_origins_64_frame_run_balances_its_micro_batches(monkeypatch):
     monkeypatch.setenv("BRICKREEL_GPU", "NVIDIA H100 80GB HBM3")
     monkeypatch.setenv("BRICKREEL_GPUS", "32")
@@ -201,6 +202,7 @@ def test_gradients_of_a_step_of_one_micro_batch_come_while_activations_go():
     assert states < one["memory_gib"]["total"] < two["memory_gib"]["total"]
 
 
+@pytest.mark.slow
 def test_forecasts_of_memory_and_time_follow_the_share_of_blocks_that_are_recomputed(monkeypatch):
     monkeypatch.setenv("BRICKREEL_GPUS", "32")
     monkeypatch.setenv("BRICKREEL_GPU", "NVIDIA H100 80GB HBM3")
@@ -230,6 +232,7 @@ def test_a_lora_run_holds_states_of_its_additions_only():
     assert additions["disk_gib"]["final"] == whole["disk_gib"]["final"], "additions are merged into final weights"
 
 
+@pytest.mark.slow
 def test_every_backend_keeps_activations_in_the_precision_of_the_products(monkeypatch):
     monkeypatch.setenv("BRICKREEL_GPUS", "8")
     kept = {}
@@ -267,6 +270,7 @@ def test_prompts_that_are_too_long_for_the_model_are_told_before_training():
     assert not Path("results/plan/r/plan.json").exists()
 
 
+@pytest.mark.slow
 def test_more_gpus_than_micro_batches_are_no_faster_and_that_is_told(monkeypatch, caplog):
     monkeypatch.setattr(plan.logger, "propagate", True)
     monkeypatch.setenv("BRICKREEL_GPU", "NVIDIA H100 80GB HBM3")
@@ -283,6 +287,7 @@ def test_more_gpus_than_micro_batches_are_no_faster_and_that_is_told(monkeypatch
     assert "32 ranks are as fast, the other 32 are paid for nothing" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_lora_run_has_a_shorter_backward_pass(monkeypatch):
     monkeypatch.setenv("BRICKREEL_GPU", "NVIDIA H100 80GB HBM3")
     monkeypatch.setenv("BRICKREEL_GPUS", "8")

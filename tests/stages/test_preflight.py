@@ -68,6 +68,7 @@ def test_a_sound_pair_of_nodes_rehearses_its_largest_micro_batch(folders):
     assert (found["largest micro-batch"], found["equal shares"]) == ("pass", "pass")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
@@ -129,6 +130,7 @@ running.guarded("preflight", False, lambda: preflight.run(config.load("config.js
 """
 
 
+@pytest.mark.slow
 def test_ranks_that_wait_for_one_that_is_out_of_memory_hear_of_it(folders, monkeypatch):
     """The first rank waits in the exchange of gradients, where the second one never comes."""
     monkeypatch.setenv("BRICKREEL_VERDICT", "verdict")

@@ -120,6 +120,7 @@ def test_video_depends_on_neither_order_nor_other_prompts(finished, tmp_path, mo
         assert np.array_equal(before[key], after[key]), key
 
 
+@pytest.mark.slow
 def test_two_ranks_make_what_one_makes(finished, tmp_path):
     folder, settings = finished
     trained(folder, tmp_path)

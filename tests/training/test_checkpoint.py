@@ -186,6 +186,7 @@ def test_a_rank_that_cannot_read_a_checkpoint_tells_the_others(written):
     assert on_two_ranks(written, *["store.newest_good()"] * 2) == [f"IsADirectoryError {errno.EISDIR}"] * 2
 
 
+@pytest.mark.slow
 def test_what_fails_on_one_rank_keeps_its_number_and_a_lost_rank_is_a_lost_connection(tmp_path):
     save = "store.save(1, {'model.weight': torch.zeros(3)}, {}, wait=True)"
     # A folder stands where rank 0, and it alone, is going to write the state.

@@ -95,6 +95,7 @@ def test_after_4_then_2_then_3_ranks_the_samples_are_identical_and_losses_agree(
     assert_same_training(elastic, whole, 1e-5, 1e-4)
 
 
+@pytest.mark.slow
 def test_all_ranks_killed_while_a_checkpoint_is_written_lose_no_sample(tmp_path):
     """The write under way is forgotten, the one before is loaded, and what followed it is shown again."""
     whole = make(tmp_path / "whole", backend="ddp", max_steps=12, checkpoint_every=1, keep_last=2)
