@@ -11,7 +11,7 @@ from snakemake.exceptions import WorkflowError
 
 from brickreel import config as brickreel_config, files
 from brickreel.films import sources, withdrawn
-from brickreel.stages import STAGES
+from brickreel.stages import LAUNCHED, STAGES
 
 try:
     CONFIG = brickreel_config.load(config)
@@ -69,9 +69,9 @@ write_settings()
 
 # Captions alone need none: who only makes a dataset, with --until caption, is not held up.
 NEED_WEIGHTS = {"encode", "plan", "preflight", "train", "sample", "export"}
-# Through submitit, whose jobs read slurm/ of this folder.
 SERVED = bool(CONFIG.caption.server.command)
-LAUNCHED = {"preflight", "train"} | ({"caption"} if SERVED else set())
+# Through submitit, whose jobs read slurm/ of this folder.
+NEED_SCRIPTS = {*LAUNCHED, *(["caption"] if SERVED else [])}
 
 
 def check_what_is_needed(rules):
@@ -81,7 +81,7 @@ def check_what_is_needed(rules):
             "Slurm's programs are not on this machine: start on a login node, or without --profile slurm"
         )
     try:
-        if workflow.executor_plugin.name == "slurm" and rules & LAUNCHED:
+        if workflow.executor_plugin.name == "slurm" and rules & NEED_SCRIPTS:
             from brickreel.cluster import submission
 
             submission.check_folder()

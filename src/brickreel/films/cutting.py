@@ -31,11 +31,12 @@ STILL_QUALITY = 92
 # Numbers of ISO/IEC 23091-2 that ffmpeg takes by name; players guess where a film says nothing.
 _MATRICES = {1: "bt709", 5: "bt470bg", 6: "smpte170m", 9: "bt2020nc"}
 _TURNS = {90: ["clock"], 180: ["clock", "clock"], 270: ["cclock"]}
+_CV2_TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+
 # Clips are written once and read often. In good quality CABAC is half of what a key frame costs to decode, and a
 # quarter of the whole; without it a clip takes an eighth more bytes. Every frame is trained on: key frames are no
 # better than the others, which at equal bytes makes the whole no worse.
 ENCODING = {"coder": "cavlc", "x264-params": "ipratio=1"}
-_CV2_TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
 
 class Recipe(NamedTuple):

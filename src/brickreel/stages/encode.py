@@ -185,9 +185,9 @@ def encode_jobs(config: Config, jobs: list[Job], shard: Shard) -> list[dict[str,
 
     # Shards that run beside each other on one machine take one GPU each.
     device = choose_device(config.encode.device, shard.index)
-    encoder = Encoder.load(config.base, config.encode, device)
     writer = latents.Writer(prefix, digest, config.encode.file_mib)
     try:
+        encoder = Encoder.load(config.base, config.encode, device)
         with Bar("encode", len(open_jobs), "clips") as bar:
             for first in range(0, len(open_jobs), CLIPS_PER_TEXT_BATCH):
                 group = open_jobs[first : first + CLIPS_PER_TEXT_BATCH]

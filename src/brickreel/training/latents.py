@@ -108,7 +108,8 @@ def remove_unused(prefix: Path, rows: Iterable[Mapping[str, Any]], shards: int) 
         if path.as_posix() not in used:
             path.unlink()
     for path in prefix.parent.glob("*-[0-9][0-9][0-9][0-9]*.safetensors"):
-        if int(path.name.partition("-")[0]) >= shards:
+        shard = path.name.rpartition("-")[0]
+        if shard.isdecimal() and int(shard) >= shards:
             path.unlink(missing_ok=True)
 
 
