@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,26 @@ running.guarded("preflight", False, act)
 def test_a_process_with_a_thread_that_never_ends_ends_all_the_same(raises):
     done = subprocess.run([sys.executable, "-c", STUCK.replace("RAISES", str(raises))], timeout=60, check=False)
     assert done.returncode == int(raises)
+
+
+SPARED = """
+import sys
+if PROGRAM:
+    import brickreel.running
+import brickreel.models.stdit2
+from diffusers.utils import is_bitsandbytes_available as in_diffusers
+
+print("bitsandbytes" in sys.modules, in_diffusers(), bool(find_spec("bitsandbytes")))
+"""
+
+
+@pytest.mark.skipif("bitsandbytes" not in packages_distributions(), reason="comes with ColossalAI")
+@pytest.mark.parametrize("program", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_only_brickreels_own_programs_spare_themselves_the_import_of_bitsandbytes(program):
+    """What is left out of diffusers is there for all others, such as ColossalAI."""
+    script = "from importlib.util import find_spec\n" + SPARED.replace("PROGRAM", str(program))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == [str(not program), str(not program), "True"]
 
 
 def test_without_a_configuration_a_stage_takes_the_graphs_settings():

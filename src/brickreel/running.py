@@ -20,6 +20,11 @@ from brickreel.stages import LAUNCHED, Shard
 
 logger = logging.getLogger("brickreel")
 
+# diffusers imports bitsandbytes where it is installed (ColossalAI asks for it), and bitsandbytes torch's compiler: a
+# third of the time in which a rank starts, for kernels that nothing here uses. It is out of sight of brickreel's own
+# programs until `brickreel.models` has imported diffusers; a program that uses brickreel's classes keeps all of it.
+sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+
 
 def run_stage(name: str, configs: tuple[str, ...] = (), **scope: Any) -> None:
     """Load the settings and run one stage under the recorder; what every way of starting a stage comes to."""

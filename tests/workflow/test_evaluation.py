@@ -2,7 +2,7 @@
 
 from workflow import test_graph as graph
 
-project, finished = graph.project, graph.finished
+project, touched, finished = graph.project, graph.touched, graph.finished
 
 
 def test_a_changed_file_of_prompts_is_sampled_anew_and_nothing_is_trained(finished):

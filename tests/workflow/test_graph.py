@@ -3,14 +3,13 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 
+import forked
 from brickreel import files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -45,19 +44,21 @@ OUTPUTS = [
 
 @pytest.fixture
 def project(tmp_path):
-    (tmp_path / "films").mkdir()
-    (tmp_path / "films" / "sources.csv").write_text("path,licence\nfilm.mp4,CC0\n")
-    return tmp_path
+    return films_in(tmp_path)
+
+
+def films_in(folder):
+    (folder / "films").mkdir()
+    (folder / "films" / "sources.csv").write_text("path,licence\nfilm.mp4,CC0\n")
+    return folder
 
 
 def snakemake(project, settings, *arguments, check=True, snakefile=ROOT / "Snakefile"):
     (project / "settings.yaml").write_text(yaml.safe_dump(settings))
     # A dry run reports errors on standard output.
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--cores", "1"]
-    command += ["--directory", str(project), "--configfile", str(project / "settings.yaml"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=project, check=False)
-    assert done.returncode == 0 or not check, done.stdout + done.stderr
-    return done
+    words = ["--snakefile", str(snakefile), "--cores", "1", "--directory", str(project)]
+    words += ["--configfile", str(project / "settings.yaml"), *arguments]
+    return forked.run("snakemake", words, project, check)
 
 
 def planned(project, settings):
@@ -87,14 +88,21 @@ def test_snakemake_starts_no_launched_job_anew(project, server, launched):
     assert {retries[name] for name in ("preflight", "train", *launched)} == {"0"}
 
 
-@pytest.fixture
-def finished(project):
+@pytest.fixture(scope="session")
+def touched(tmp_path_factory):
+    project = films_in(tmp_path_factory.mktemp("finished"))
     for name in OUTPUTS:
         path = project / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     snakemake(project, SETTINGS, "--touch")
     return project
+
+
+@pytest.fixture
+def finished(touched, tmp_path):
+    shutil.copytree(touched, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
 def changed(**sections):
@@ -212,21 +220,27 @@ def test_missing_sources_are_one_sentence(project):
     assert "Traceback" not in done.stdout
 
 
-def test_weights_that_are_not_here_stop_the_graph_before_its_first_job(project):
+def with_texts_by(path):
     tiny = {"path": "builtin:tiny"}
-    base = {"transformer": tiny, "autoencoder": tiny, "text_encoder": {"path": "nobody/none"}}
-    settings = {**SETTINGS, "base": base, "caption": {"captioner": "embedded"}}
-    done = snakemake(project, settings, check=False)
+    base = {"transformer": tiny, "autoencoder": tiny, "text_encoder": {"path": path}}
+    return {**SETTINGS, "base": base, "caption": {"captioner": "embedded"}}
+
+
+def test_weights_that_are_not_here_stop_the_graph_before_its_first_job(project):
+    done = snakemake(project, with_texts_by("nobody/none"), check=False)
     assert done.returncode == 1
     assert "hf download nobody/none" in done.stderr
     assert not (project / "results/ingest").exists()
-    # Settings alone are not weights.
+
+
+@pytest.mark.slow
+def test_only_stages_that_need_weights_ask_for_them_and_settings_alone_are_none(project):
     (project / "words").mkdir()
     (project / "words/config.json").write_text("{}")
-    half = {**settings, "base": {**base, "text_encoder": {"path": "words"}}}
-    assert "words has no tokenizer.json or spiece.model" in snakemake(project, half, check=False).stderr
+    half = snakemake(project, with_texts_by("words"), check=False)
+    assert "words has no tokenizer.json or spiece.model" in half.stderr
     # The film of this project is not there: it is ingest that ends this one.
-    dataset = snakemake(project, settings, "--until", "caption", check=False)
+    dataset = snakemake(project, with_texts_by("nobody/none"), "--until", "caption", check=False)
     assert "nobody/none" not in dataset.stderr
     assert (project / "logs/ingest").is_dir()
     # What went wrong stands below the report, where one looks first.

@@ -150,18 +150,19 @@ class Made(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and note what it returns; a view brings the storage of what it looks at."""
         kwargs = kwargs or {}
-        known = {
-            tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)
-        }
         result = func(*args, **kwargs)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and not func.is_view:
+        # Fake tensors are asked for their device in this way, more often than for anything else.
+        made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor)] if not func.is_view else []
+        if made:
+            # What an operation writes in place, such as a weight's gradient, was there before.
+            given = (tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor))
+            known = {tensor.untyped_storage()._cdata for tensor in given}
+            for tensor in made:
                 storage = tensor.untyped_storage()
-                # What an operation writes in place, such as a weight's gradient, was there before.
                 if storage._cdata not in known:
                     reference = StorageWeakRef(storage)
                     self.storages[reference.cdata] = (reference, storage.nbytes())
-        self.peak = max(self.peak, self.alive())
+            self.peak = max(self.peak, self.alive())
         return result
 
     def alive(self) -> int:
