@@ -75,6 +75,17 @@ def test_captions_from_a_server_of_ones_own_are_one_launched_job(project):
     assert re.search(r"launch caption --shard all/3 .* --executor local --nodes 1", output)
 
 
+def test_launched_jobs_have_the_account_of_the_default_resources(project):
+    """Jobs that sample beside training take theirs from train's command."""
+    server = {"command": ["serve", "--port", "{port}"]}
+    settings = {**SETTINGS, "caption": {"captioner": "openai", "server": server}}
+    defaults = ["slurm_account=lab", "slurm_partition=cpu", "slurm_extra='--qos=long'", "runtime=60"]
+    profile = ["--default-resources", *defaults, "--set-resources", "train:slurm_partition=gpu"]
+    output = snakemake(project, settings, "--dry-run", "--printshellcmds", *profile).stdout
+    said = r"launch (\w+) .* --partition='(\w+)' --account='lab' --runtime 1440 .* --slurm-extra='--qos=long'"
+    assert dict(re.findall(said, output)) == {"caption": "cpu", "preflight": "cpu", "train": "gpu"}
+
+
 @pytest.mark.parametrize(("server", "launched"), [({}, set()), ({"command": ["serve", "{port}"]}, {"caption"})])
 def test_snakemake_starts_no_launched_job_anew(project, server, launched):
     """Its own batch script does that, as often as the site allows. None: as often as the profile says."""

@@ -147,6 +147,11 @@ LAUNCH_RESOURCES = dict(
     mem_mb=0,
     slurm_extra="",
 )
+# Resources of a rule beat the profile's default-resources, which say for all rules where jobs go and who pays.
+for name in ("slurm_partition", "slurm_account", "slurm_extra"):
+    if name in (workflow.resource_settings.default_resources or {}):
+        del LAUNCH_RESOURCES[name]
+
 LAUNCH_OPTIONS = (
     " --executor {resources.launcher} --nodes {resources.nodes} --tasks-per-node {resources.tasks_per_node}"
     " --min-nodes {resources.min_nodes} --cpus-per-task {resources.cpus_per_task} --gres='{resources.gres}'"
