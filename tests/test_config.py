@@ -38,12 +38,20 @@ def test_wrong_type_names_the_field_and_the_value():
         ),
         ({"mask_ratios": {"quarter_head": 0.6, "image_head": 0.6}}, "the probabilities sum to more than 1"),
         ({"data": {"buckets": {"361p": {32: [1.0, 8]}}}}, r"data\.buckets\.361p.*choose from 144p, "),
+        ({"schedule": {"kind": "1cycle", "lr": 1e-3}}, r"demo\.schedule`: .*1cycle needs cooldown_steps above 0"),
         ({"lora": {"targets": ["qvk"]}}, r"lora\.targets\.0.*choose from qkv, proj, .*'qvk'"),
     ],
 )
 def test_misspelt_names_of_a_run_are_found_when_settings_are_loaded(run, words):
     with pytest.raises(ValueError, match=words):
         config.load({"runs": {"demo": run}})
+
+
+def test_the_mask_strategy_no_needs_no_quotes(tmp_path):
+    (tmp_path / "c.yaml").write_text("runs: {demo: {mask_ratios: {quarter_head: 0.1, no: 0.5}}}")
+    loaded = config.load(tmp_path / "c.yaml")
+    assert loaded.run("demo").mask_ratios == {"quarter_head": 0.1, "no": 0.5}
+    assert config.load(json.loads(json.dumps(loaded.model_dump(mode="json")))) == loaded
 
 
 def test_checkpoints_are_at_all_blocks_at_none_or_at_a_share_of_them():

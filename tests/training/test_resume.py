@@ -8,7 +8,12 @@ from brickreel.training.checkpoint import list_checkpoints
 from training import project, ranks
 from training.test_loop import assert_same_training
 
-RUN = {"max_steps": 4, "checkpoint_every": 2, "gauge_every": 2, "schedule": {"kind": "1cycle", "lr": 1e-3}}
+RUN = {
+    "max_steps": 4,
+    "checkpoint_every": 2,
+    "gauge_every": 2,
+    "schedule": {"kind": "1cycle", "lr": 1e-3, "cooldown_steps": 4},
+}
 COLUMNS = ("loss", "lr", "grad_norm", "weight_norm", "sample_ids", "samples", "skipped")
 
 

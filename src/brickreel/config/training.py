@@ -1,9 +1,9 @@
 """Settings of models and runs: base, encode, runs, plan, preflight, train."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from brickreel.config.section import Fraction, Positive, Section
 
@@ -17,6 +17,11 @@ def _one_of(*names: str) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _unquoted_no(name: Any) -> Any:
+    """YAML reads a bare `no` as false, which is "false" as a key in JSON."""
+    return "no" if name in (False, "false") else name
 
 
 RESOLUTIONS = ("144p", "256", "240p", "360p", "512", "480p", "720p", "1024", "1080p", "4k", "64p", "32p")
@@ -118,7 +123,15 @@ class Schedule(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps until `lr` is reached."""
     cooldown_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps of `1cycle` from `lr` down to `final_lr`."""
+    """Steps of `1cycle` from `lr` down to `final_lr`: it needs some."""
+
+    @model_validator(mode="after")
+    def _cycle_comes_down(self) -> "Schedule":
+        if self.kind == "1cycle" and not self.cooldown_steps:
+            raise ValueError(
+                "1cycle needs cooldown_steps above 0: without them all steps after the warm-up have final_lr"
+            )
+        return self
 
 
 class Lora(Section):
@@ -173,7 +186,7 @@ class Run(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Share of the moving average that each step keeps. It begins as the base model, of which ema_decay ** max_steps is
     left at the end: `plan` warns where that is more than a twentieth."""
-    mask_ratios: Mapping[Annotated[str, _one_of(*MASKS)], Fraction] = {}
+    mask_ratios: Mapping[Annotated[str, BeforeValidator(_unquoted_no), _one_of(*MASKS)], Fraction] = {}
     """Mask strategy -> probability; the rest is unmasked."""
     text_dropout: Fraction = 0.1
     """Share of showings without their text: what guidance needs."""
@@ -206,8 +219,8 @@ class Run(Section):
     keep_every: Positive | None = None
     """Checkpoints at multiples of this many steps are kept for good; all others only by `keep_last`, `keep_best`."""
     keep_best: Annotated[int, Field(ge=0)] = 1
-    """Checkpoints with the lowest held-out loss (EMA) that are kept, among readings of the newest one's timesteps and
-    of as many clips as any."""
+    """Checkpoints with the lowest held-out loss (EMA) that are kept, among readings of the newest one's clips and
+    timesteps, and of as many clips as any."""
     gauge_every: Positive = 250
     """Steps between two readings of the held-out loss."""
     gauge_share: Fraction = 0.02
@@ -215,7 +228,7 @@ class Run(Section):
     gauge_bins: Positive = 5
     """Equal ranges of the timestep, each reported by itself."""
     gauge_clips: Positive = 64
-    """Most held-out clips that are read."""
+    """Most held-out clips that are read: stills only where there is nothing else."""
     sample_during_training: bool = False
     """With each kept checkpoint the launcher submits a job that samples the evaluation prompts, beside training."""
 
@@ -280,7 +293,8 @@ class Train(Section):
     async_checkpoints: bool = True
     """Write checkpoints beside training; False stops training while they are written."""
     new_dataset: Literal["refuse", "fresh_order"] = "refuse"
-    """A checkpoint of another dataset, plan or seed is refused, or its weights are kept and a fresh order starts."""
+    """A checkpoint of another dataset, plan or seed is refused, or its weights are kept and a fresh order starts,
+    for which there must be steps left."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Where curves go besides the step log. None of them can stop a run."""
     check_nodes: bool = True
