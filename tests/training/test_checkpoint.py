@@ -160,9 +160,11 @@ def test_with_no_checkpoint_training_starts_and_with_none_that_is_good_it_does_n
     store = Checkpoints(written, 0, 1, CPU)
     for _ in range(2):
         with pytest.raises(
-            ValueError, match=r"no checkpoint in .* is whole: checkpoint step-00000003 is damaged .* anew"
-        ):
+            ValueError, match=r"no checkpoint in .* is whole: checkpoint step-00000003 is dam"
+        ) as caught:
             store.newest_good()
+        # Attempts and readings beside them would mix with those of the new start.
+        assert str(caught.value).endswith(f"Restore one, or move {written.parent} away to start anew")
     store.close()
 
 
@@ -252,6 +254,20 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(written, small_files, ca
     store.save(4, tensors(4), {"step": 4}, wait=True)
     assert [step for step, _ in list_checkpoints(written)] == [1, 2, 3, 4]
     assert store.failures == 0
+    store.close()
+
+
+def test_the_third_checkpoint_in_a_row_that_cannot_be_written_ends_the_run(written, small_files):
+    store = Checkpoints(written, 0, 1, CPU)
+    large = tensors(4) | {"model.large": torch.zeros(100_000)}
+    for step in (4, 5):
+        store.save(step, large, {"step": step}, wait=False)
+    store.save(6, tensors(6), {"step": 6}, wait=False)  # there was room once: they are counted anew
+    for step in (7, 8, 9):
+        store.save(step, large, {"step": step}, wait=False)
+    with pytest.raises(OSError, match="a checkpoint could not be written: rank 0: ") as caught:
+        store.save(10, large, {"step": 10}, wait=False)
+    assert caught.value.errno == errno.EFBIG
     store.close()
 
 

@@ -35,6 +35,8 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 ASIDE = ".damaged"
 """Ending of a checkpoint that was passed over."""
+FAILURES_IN_A_ROW = 3
+"""Checkpoints that cannot be written, until the run ends: what it computes would be lost."""
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -166,8 +168,8 @@ class Checkpoints:
             logger.warning("%s", passed[-1])
         if passed:
             raise ValueError(
-                f"no checkpoint in {self.folder} is whole: {'; '.join(passed)}. Restore one, or move the folder away to"
-                " start anew"
+                f"no checkpoint in {self.folder} is whole: {'; '.join(passed)}. Restore one, or move"
+                f" {self.folder.parent} away to start anew"
             )
         return None, passed
 
@@ -182,9 +184,9 @@ class Checkpoints:
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], wait: bool) -> None:
         """Copy the tensors and write them, beside training unless `wait`. A write that fails is a warning.
 
-        With `wait` a failure raises OSError.
+        With `wait` a failure raises OSError, and so does the third in a row: on all ranks, which all saw it fail.
         """
-        self.wait()
+        self.wait(must_succeed=self.failures + 1 >= FAILURES_IN_A_ROW)
         staged = self.stager.stage(tensors)
         self.pending = self.pool.submit(self._write, step, staged, state)  # type: ignore[arg-type]
         if wait:
