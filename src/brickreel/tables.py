@@ -271,8 +271,9 @@ SCHEMAS = {
             ("loss", pa.float64()),
             ("low", pa.float64()),  # 95 % interval over clips
             ("high", pa.float64()),
-            ("relative", pa.float64()),  # to step 0 of the same weights and bin
+            ("relative", pa.float64()),  # to step 0 of the same weights, bin and questions
             ("clips", pa.int32()),
+            ("questions", pa.string()),  # digest of what was asked: only readings with the same one are compared
         ],
     ),
     # One row per generated video.
@@ -301,8 +302,8 @@ SCHEMAS = {
         ],
     ),
 }
-LATER = {"pictures", "max_tokens"}
-"""Columns that the rows of logs from before them lack."""
+LATER = {"pictures", "max_tokens", "questions"}
+"""Columns that the rows of logs from before them lack: they are null."""
 
 
 def table(name: str, rows: Iterable[Mapping[str, Any]] | pa.Table) -> pa.Table:
@@ -447,10 +448,15 @@ def check_schema(name: str, found: pa.Schema, path: str | os.PathLike[str]) -> N
 
 def log(name: str, path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
     """Append one checked row to a JSON-lines log of the named schema. Missing values are null, never absent."""
+    row = _with_later(name, row)
     _check_columns(name, row)
-    files.append_json_line(path, dict(row))
+    files.append_json_line(path, row)
 
 
 def read_log(name: str, path: str | os.PathLike[str]) -> pa.Table:
     """Read a JSON-lines log as a table; lines cut by a crash are skipped."""
-    return table(name, files.read_json_lines(path))
+    return table(name, [_with_later(name, row) for row in files.json_lines(path)])
+
+
+def _with_later(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**dict.fromkeys(LATER.intersection(SCHEMAS[name].names)), **row}

@@ -1,10 +1,12 @@
 import math
+from dataclasses import replace
 
+import pyarrow.compute as pc
 import pytest
 import torch
 
 import tiny
-from brickreel import config, tables
+from brickreel import config, files, tables
 from brickreel.training import gauge
 from brickreel.training.buckets import plan_buckets
 from brickreel.training.dataset import Dataset
@@ -46,7 +48,8 @@ def test_only_held_out_clips_are_asked_about_each_once_per_bin(parts):
     run, plan, dataset, _ = parts
     asked = gauge.questions(dataset, run, plan)
     assert {question.row["split"] for question in asked} == {"heldout"}
-    assert len(asked) == 10 * run.gauge_bins
+    assert {question.row["kind"] for question in asked} == {"clip"}, "a still is no clip of its own"
+    assert len(asked) == 5 * run.gauge_bins
     assert len({(question.clip, question.bin) for question in asked}) == len(asked)
     for question in asked:
         low, high = gauge.timestep_range(question.bin, run.gauge_bins)
@@ -66,7 +69,7 @@ def test_the_number_of_clips_keeps_the_reading_within_its_share(parts):
     run, plan, *_ = parts
     large = run.model_copy(update={"gauge_every": 250, "micro_batches": 32, "gauge_share": 0.02, "gauge_bins": 5})
     clips = gauge.clips_within_budget(large, plan, 10_000)
-    trained = 250 * 32 * plan.samples / plan.micro_batches * 3
+    trained = 250 * 32 * sum(bucket.shown for bucket in plan.buckets if bucket.frames > 1) / plan.micro_batches * 3
     assert clips == large.gauge_clips or 2 * clips * 5 <= 0.02 * trained
     assert gauge.clips_within_budget(large.model_copy(update={"gauge_share": 0.0}), plan, 100) == gauge.LEAST_CLIPS
     assert gauge.clips_within_budget(large, plan, 1) == 1
@@ -125,6 +128,49 @@ def test_readings_of_other_timesteps_are_not_compared(tmp_path):
     assert tables.read_log("gauge", path).to_pylist()[-1]["relative"] == 1.0
 
 
+def test_readings_of_other_clips_are_not_compared_however_many_they_are(tmp_path):
+    path = tmp_path / "gauge.jsonl"
+    gauge.write(path, 0, 0, {"ema": [[4.0, 4.0]]}, "these")
+    gauge.write(path, 0, 10, {"ema": [[2.0, 2.0]]}, "these")
+    gauge.write(path, 1, 20, {"ema": [[8.0, 8.0]]}, "others")
+    rows = tables.read_log("gauge", path).to_pylist()
+    assert [row["relative"] for row in rows] == [1.0, 0.5, None]
+    assert gauge.mean_losses(path) == {20: 8.0}
+
+
+def test_readings_from_before_questions_had_a_digest_are_read(tmp_path):
+    path = tmp_path / "gauge.jsonl"
+    gauge.write(path, 0, 0, {"ema": [[4.0]]})
+    row = files.read_json_lines(path)[0]
+    path.unlink()
+    files.append_json_line(path, {name: value for name, value in row.items() if name != "questions"})
+    assert gauge.mean_losses(path) == {0: 4.0}
+    gauge.write(path, 1, 10, {"ema": [[2.0]]}, "these")
+    assert [row["relative"] for row in tables.read_log("gauge", path).to_pylist()] == [1.0, None]
+
+
+def test_the_digest_tells_clips_latents_and_timesteps_apart(parts):
+    run, plan, dataset, _ = parts
+    asked = gauge.questions(dataset, run, plan)
+    known = gauge.digest(asked)
+    assert known == gauge.Gauge(dataset, run, plan, 1, 2, CPU).asked
+    others = [{"sample_id": "another"}, {"crc32": asked[0].row["crc32"] + 1}]
+    changed = [replace(asked[0], row=asked[0].row | other) for other in others]
+    changed.append(replace(asked[0], timestep=asked[0].timestep + 1))
+    assert len({known, *(gauge.digest([other, *asked[1:]]) for other in changed)}) == 4
+
+
+def test_stills_are_asked_where_there_is_nothing_else(tmp_path):
+    source = project.make(tmp_path, clips=4, heldout=2)
+    run = config.load(source).run("small")
+    index = tables.read("encode_index", tmp_path / "results/encode/index.parquet")
+    index = index.filter(pc.field("kind") == "still")
+    plan = plan_buckets(index, run)
+    asked = gauge.questions(Dataset(index, run.data, plan, "identity", (4, 16)), run, plan)
+    assert {question.row["kind"] for question in asked} == {"still"}
+    assert len(asked) == 2 * run.gauge_bins
+
+
 def test_clips_that_are_out_of_reach_are_named_and_asked_for_again(parts, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(gauge.logger, "propagate", True)
     run, plan, dataset, model = parts
@@ -136,7 +182,7 @@ def test_clips_that_are_out_of_reach_are_named_and_asked_for_again(parts, tmp_pa
     for question in reader.questions:
         question.row.update(file=str(away), text_file=str(away))
     assert all(math.isnan(loss) for losses in reader.read(model, None) for loss in losses)
-    assert caplog.text.count(f"cannot be read from {away}") == 10, "each clip once"
+    assert caplog.text.count(f"cannot be read from {away}") == 5, "each clip once"
     for question in reader.questions:
         question.row.update(at)
     assert reader.read(model, None) == whole

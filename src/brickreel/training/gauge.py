@@ -1,11 +1,13 @@
 """The held-out loss: frozen clips, noise and timesteps, so that two readings differ by the weights alone.
 
 The training loss of diffusion hardly falls, since timestep and noise decide most of it. Here every reading asks the
-same questions, and the answers are reported per range of timesteps, with an interval, and relative to step 0.
+same questions, and the answers are reported per range of timesteps, with an interval, and relative to step 0. Readings
+that asked others, which a digest tells, are not compared.
 """
 
 import hashlib
 import heapq
+import json
 import logging
 import math
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -49,17 +52,26 @@ def timestep_range(bin_number: int, bins: int) -> tuple[int, int]:
 
 
 def clips_within_budget(run: Run, plan: BucketPlan, available: int) -> int:
-    """How many clips a reading can afford, for raw and EMA weights, within the run's share of training compute."""
-    samples = run.gauge_every * run.micro_batches * plan.samples / plan.micro_batches
+    """How many clips a reading can afford, for raw and EMA weights, within the run's share of training compute.
+
+    Stills, which cost little, count only where nothing else is shown.
+    """
+    shown = sum(bucket.shown for bucket in plan.buckets if bucket.frames > 1) or plan.samples
+    samples = run.gauge_every * run.micro_batches * shown / plan.micro_batches
     forwards = run.gauge_share * samples * FORWARDS_PER_TRAINED_SAMPLE
     affordable = int(forwards / (2 * run.gauge_bins))
     return min(available, run.gauge_clips, max(LEAST_CLIPS, affordable))
 
 
 def questions(dataset: Dataset, run: Run, plan: BucketPlan) -> list[Question]:
-    """The frozen questions: clips spread over the held-out films and buckets, each at one timestep per bin."""
+    """The frozen questions: held-out clips drawn by their names, each at one timestep per bin.
+
+    A still is a picture of a clip and would count as another one: stills are asked only where there are no clips.
+    """
     rows = dataset.heldout.rows
     first = np.concatenate([np.zeros(0, np.int64), *(clips[:, 0] for clips in dataset.heldout.clips.values())])
+    moving = first[pc.equal(rows["kind"].take(first).cast("string"), "clip").to_numpy()]
+    first = moving if moving.size else first
     names = (name.as_py() for name in rows["sample_id"].take(first))
     # By a hash of the name: a dataset that grows keeps most of its questions.
     drawn = zip((hashlib.blake2b(name.encode()).digest() for name in names), first.tolist(), strict=True)
@@ -73,6 +85,12 @@ def questions(dataset: Dataset, run: Run, plan: BucketPlan) -> list[Question]:
     return asked
 
 
+def digest(asked: Iterable[Question]) -> str:
+    """Of what is asked: the same clips with other latents or texts are other questions."""
+    told = [(question.row["sample_id"], question.row["crc32"], question.bin, question.timestep) for question in asked]
+    return hashlib.blake2b(json.dumps(told).encode(), digest_size=8).hexdigest()
+
+
 class Gauge:
     """Reads the held-out loss of one run on all ranks together."""
 
@@ -82,6 +100,7 @@ class Gauge:
         self.run, self.rank, self.world_size, self.device = run, rank, world_size, device
         self.dataset = dataset
         self.questions = questions(dataset, run, plan)
+        self.asked = digest(self.questions)
         self.kind = objective.diffusion(run)
         self.kept: dict[int, Batch] = {}
 
@@ -157,21 +176,26 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return mean, mean - reach, mean + reach
 
 
-def first_losses(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int, int, int], float]:
-    """Losses of step 0, by what two readings must share: weights, timesteps and number of clips."""
-    return {(row["weights"], *_timesteps(row), row["clips"]): row["loss"] for row in rows if row["step"] == 0}
+def first_losses(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str | None, int, int, int], float]:
+    """Losses of step 0, by what two readings must share: weights, questions, timesteps and number of clips."""
+    return {
+        (row["weights"], row["questions"], *_timesteps(row), row["clips"]): row["loss"]
+        for row in rows
+        if row["step"] == 0
+    }
 
 
 def mean_losses(path: Path, weights: str = "ema") -> dict[int, float]:
     """Step -> held-out loss, averaged over bins.
 
-    Only of readings that can be compared: with the bins of the newest one, and none of fewer clips than the fullest.
+    Only of readings that can be compared: with the questions and bins of the newest one, and none of fewer clips than
+    the fullest.
     """
     rows = tables.read_log("gauge", path).to_pylist()
     rows = [row for row in rows if row["weights"] == weights and row["loss"] is not None]
     last = rows[-1] if rows else {}
     bins = {_timesteps(row) for row in rows if (row["attempt"], row["step"]) == (last["attempt"], last["step"])}
-    rows = [row for row in rows if _timesteps(row) in bins]
+    rows = [row for row in rows if row["questions"] == last["questions"] and _timesteps(row) in bins]
     most = max((row["clips"] for row in rows), default=0)
     found: dict[int, dict[tuple[int, int], float]] = {}
     for row in rows:
@@ -185,11 +209,13 @@ def _timesteps(row: Mapping[str, Any]) -> tuple[int, int]:
     return row["t_low"], row["t_high"]
 
 
-def write(path: Path, attempt: int, step: int, readings: Mapping[str, list[list[float]]]) -> None:
+def write(
+    path: Path, attempt: int, step: int, readings: Mapping[str, list[list[float]]], asked: str | None = None
+) -> None:
     """Append a reading to `gauge.jsonl`, one row per weights and bin. `readings`: weights -> bins -> clips.
 
-    It is relative to a reading of step 0 with the same bins and as many clips, where there is one. Where there is none,
-    the log says so once in an attempt.
+    It is relative to a reading of step 0 that asked the same (`asked` is the digest), in the same bins and of as many
+    clips, where there is one. Where there is none, the log says so once in an attempt.
     """
     rows = tables.read_log("gauge", path).to_pylist() if step else []
     first = first_losses(rows)
@@ -201,12 +227,12 @@ def write(path: Path, attempt: int, step: int, readings: Mapping[str, list[list[
                 continue
             loss, low, high = interval(finite)
             t_low, t_high = timestep_range(number, len(bins))
-            at_start = first.get((weights, t_low, t_high, len(finite))) if step else loss
+            at_start = first.get((weights, asked, t_low, t_high, len(finite))) if step else loss
             if at_start is None and not told:
                 told = True
                 logger.warning(
-                    "held-out loss: that of step %d is not told relative to step 0, of which there is no reading with"
-                    " the same timesteps and as many clips",
+                    "held-out loss: that of step %d is not told relative to step 0, of which there is no reading of"
+                    " the same clips and timesteps, or of as many clips",
                     step,
                 )
             tables.log(
@@ -225,5 +251,6 @@ def write(path: Path, attempt: int, step: int, readings: Mapping[str, list[list[
                     "high": high,
                     "relative": loss / at_start if at_start else None,
                     "clips": len(finite),
+                    "questions": asked,
                 },
             )
