@@ -61,6 +61,63 @@ def test_raising_max_steps_continues_a_finished_run(trained, tmp_path):
     assert [row["outcome"] for row in project.attempts(folder)] == ["ok", "ok"]
 
 
+@pytest.mark.parametrize("left", ["final weights", "attempts alone"])
+def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(left, trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    run = folder / "results/train/small"
+    shutil.rmtree(run / "checkpoints")
+    if left == "attempts alone":
+        shutil.rmtree(run / "final")
+    project.change(folder, max_steps=3)
+    with pytest.raises(
+        ValueError, match=r"small was at step 2 already, .*checkpoints has no checkpoint: restore one, or"
+    ):
+        project.train_here(folder)
+    assert (run / "final").exists() == (left == "final weights")
+    shutil.rmtree(run)
+    project.train_here(folder)
+    assert [row["step"] for row in project.step_rows(folder)] == [1, 2, 3]
+
+
+def test_a_finished_run_takes_another_order_only_where_it_has_steps_for_it(trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    about = folder / "results/train/small/dataset.json"
+    before = files.read_json(about)
+    project.change(folder, seed=7)
+    fresh = {"train": {"new_dataset": "fresh_order"}}
+    with pytest.raises(ValueError, match=r"changed after step-00000002, the last step: restore them, raise max_steps"):
+        project.train_here(folder, **fresh)
+    assert files.read_json(about) == before
+    project.change(folder, max_steps=3)
+    for _ in range(2):  # also where it is finished
+        project.train_here(folder, **fresh)
+    after = files.read_json(about)
+    assert [(row["order"], row["first_step"]) for row in after["datasets"]] == [
+        (before["order"], 1),
+        (after["order"], 3),
+    ]
+    assert after["order"] != before["order"]
+    assert files.read_json(folder / "results/train/small/final/final.json")["order"] == after["order"]
+
+
+def test_the_list_of_datasets_is_what_the_weights_were_trained_on(tmp_path):
+    path = tmp_path / "dataset.json"
+    old, new = ({"fingerprint": name, "order": name, "clips": 1, "heldout": 1} for name in ("old", "new"))
+    files.write_json(path, old)  # as it was before there was a list
+    train.write_dataset(path, old, 11)
+    assert files.read_json(path) == old | {"datasets": [old | {"first_step": 1}]}
+    train.write_dataset(path, new, 21)
+    train.write_dataset(path, new, 31)
+    both = [old | {"first_step": 1}, new | {"first_step": 21}]
+    assert files.read_json(path) == new | {"datasets": both}
+    train.write_dataset(path, old, 21)  # restored before the other one came into a checkpoint
+    assert files.read_json(path)["datasets"] == both[:1]
+    train.write_dataset(path, new, 1)
+    assert files.read_json(path)["datasets"] == [new | {"first_step": 1}]
+
+
 def test_lowering_max_steps_takes_the_checkpoint_of_that_step_or_says_which_there_are(tmp_path):
     project.make(tmp_path, max_steps=4, gauge_every=9, checkpoint_every=2)
     project.train_here(tmp_path)

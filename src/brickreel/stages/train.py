@@ -147,7 +147,17 @@ def prepare(trainer: Any, config: Config, plan: Any) -> None:
     if trainer.ranks.rank == 0:
         files.write_json(trainer.folder / "settings.json", run.model_dump(mode="json"))
         about = {"fingerprint": plan.fingerprint, "order": order.identity, "clips": plan.used, "heldout": plan.heldout}
-        files.write_json(trainer.folder / "dataset.json", about)
+        write_dataset(trainer.folder / "dataset.json", about, trainer.progress.step + 1)
+
+
+def write_dataset(path: Path, about: dict[str, Any], first_step: int) -> None:
+    """The present dataset, and under `datasets` all that the weights were trained on, each from its `first_step` on."""
+    stored = files.read_json(path) if path.is_file() else {}
+    known = stored.get("datasets", [stored | {"first_step": 1}] if stored else [])
+    before = [row for row in known if row["first_step"] < first_step]
+    if not before or before[-1]["order"] != about["order"]:
+        before.append(about | {"first_step": first_step})
+    files.write_json(path, about | {"datasets": before})
 
 
 def online_reader(config: Config, data: RunData, device: Any) -> Any:

@@ -17,12 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from brickreel import files, tables
 from brickreel.cluster import sweep
 from brickreel.cluster.exits import Interrupted
 from brickreel.cluster.ranks import Ranks
 from brickreel.config import Run, Train
 from brickreel.progress import Bar
-from brickreel.training import backends, cautions, checkpoint, gauge, objective, recipe
+from brickreel.training import backends, cautions, checkpoint, final, gauge, objective, recipe
 from brickreel.training.arithmetic import Arithmetic
 from brickreel.training.checkpoint import Checkpoints
 from brickreel.training.dataset import Batch, Dataset, prefetched
@@ -85,7 +86,7 @@ class Trainer:
         """Put the model under its backend and continue from the newest good checkpoint, if there is one.
 
         Raises ValueError when that checkpoint is of another recipe than `made_of`, or of another order and the settings
-        refuse it.
+        refuse it or have no steps for a fresh one, or when there is none of a run that had some.
         """
         self.arithmetic = Arithmetic.of(model)
         self.dataset, self.order, self.made_of = dataset, order, made_of
@@ -103,6 +104,11 @@ class Trainer:
     def _resume(self) -> list[str]:
         path, warnings = self.checkpoints.newest_good(self.run.max_steps)
         if path is None:
+            if before := self._trained_before():
+                raise ValueError(
+                    f"{self.name} was at step {before} already, and {self.checkpoints.folder} has no checkpoint:"
+                    f" restore one, or move {self.folder} away to start anew"
+                )
             return warnings
         state = checkpoint.read_state(path)
         steps_left = state["step"] < self.run.max_steps
@@ -121,10 +127,24 @@ class Trainer:
                     f"checkpoint {path.name} was made with another dataset, bucket plan or seed: restore them, start"
                     " a run of another name, or set train.new_dataset: fresh_order to keep its weights"
                 )
+            if not steps_left:
+                raise ValueError(
+                    f"the dataset, bucket plan or seed changed after {path.name}, the last step: restore them, raise"
+                    " max_steps, or start a run of another name"
+                )
             self.progress.micro_batches = 0
             warnings.append(f"the dataset, bucket plan or seed changed after {path.name}: a fresh order starts")
         logger.info("%s: continuing from %s", self.name, path.name)
         return warnings
+
+    def _trained_before(self) -> int:
+        """The last step that final weights or an earlier attempt are known to have had in a checkpoint."""
+        about = self.folder / "final" / final.ABOUT
+        finished = files.read_json(about)["step"] if about.is_file() else 0
+        rows = tables.read_log("attempts", self.folder / "attempts.jsonl").to_pylist()
+        begun = [row["first_step"] - 1 for row in rows if row["first_step"]]
+        ended = [row["last_step"] for row in rows if row["last_step"] and row["outcome"] != "failed"]
+        return max([finished, *begun, *ended])
 
     def _take_order_of_masks(self, stored: Mapping[str, Any]) -> None:
         """A draw takes strategies in their order, and settings files are sorted: go on in the order that it began."""
@@ -303,7 +323,7 @@ class Trainer:
                 readings["ema"] = self._read_gauge()
                 self.backend.swap_ema()
             if self.ranks.rank == 0:
-                gauge.write(self.folder / "gauge.jsonl", self.attempt, self.progress.step, readings)
+                gauge.write(self.folder / "gauge.jsonl", self.attempt, self.progress.step, readings, self.gauge.asked)
         self.at_work = before
         self.clock.add("gauge", time.perf_counter() - since)
 
