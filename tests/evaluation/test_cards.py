@@ -3,17 +3,29 @@
 from brickreel.evaluation import cards
 
 
-def reading(step, relative, weights="ema"):
-    return {"step": step, "weights": weights, "relative": relative, "clips": 3}
+def reading(step, relative, weights="ema", attempt=0):
+    return {"attempt": attempt, "step": step, "weights": weights, "relative": relative, "clips": 3}
 
 
 def test_the_held_out_loss_is_that_of_the_last_reading_relative_to_step_0():
     rows = [reading(0, 1.0), reading(10, 0.8), reading(20, 0.5), reading(20, 0.7), reading(30, 0.1, "raw")]
-    assert cards.gauge_of(rows, "ema") == {"step": 20, "relative": 0.6, "clips": 3}
-    assert cards.gauge_of(rows[:1], "ema")["step"] == 0
-    assert cards.gauge_of([], "ema") is None
+    assert cards.gauge_of(rows, "ema", 30) == {"step": 20, "relative": 0.6, "clips": 3}
+    assert cards.gauge_of(rows[:1], "ema", 30)["step"] == 0
+    assert cards.gauge_of([], "ema", 30) is None
 
 
 def test_where_no_later_reading_has_its_relation_that_of_step_0_is_not_the_last():
-    assert cards.gauge_of([reading(0, 1.0), reading(10, None)], "ema") is None
-    assert cards.gauge_of([reading(0, 1.0), reading(10, 0.9), reading(20, None)], "ema")["step"] == 10
+    assert cards.gauge_of([reading(0, 1.0), reading(10, None)], "ema", 30) is None
+    assert cards.gauge_of([reading(0, 1.0), reading(10, 0.9), reading(20, None)], "ema", 30)["step"] == 10
+
+
+def test_a_step_that_was_read_again_has_its_newest_reading_and_none_is_beyond_the_final_step():
+    rows = [reading(20, 0.9), reading(20, 0.7), reading(30, 0.1), reading(20, 0.5, attempt=1)]
+    assert cards.gauge_of(rows, "ema", 20) == {"step": 20, "relative": 0.5, "clips": 3}
+
+
+def test_scores_of_a_step_beyond_the_final_one_are_not_the_models():
+    metric = {"name": "drift", "weights": "ema", "conditional": True, "length": 1, "low": None}
+    rows = [metric | {"step": step, "value": step / 10} for step in (2, 4, 6)]
+    (shown,) = cards.scores_of({"metrics": rows}, "ema", 4)
+    assert (shown["model"], shown["value"]) == ("after 4 steps", "0.4")

@@ -153,6 +153,14 @@ def test_steps_with_other_frames_holds_or_sampler_are_no_part_of_the_series(in_f
     assert "step 2, 3, 4, made" in gaps[0]
 
 
+def test_samples_of_steps_beyond_the_final_weights_are_left_out_by_name(monkeypatch):
+    monkeypatch.setattr(evaluate.final, "read", lambda _: {"step": 4})
+    gaps = []
+    rows = evaluate._up_to_final([{"step": step} for step in STEPS], "r", gaps)
+    assert [row["step"] for row in rows] == [0, 2, 4]
+    assert gaps == ["left out: samples of step 6, since the final weights are of step 4"]
+
+
 def test_videos_are_measured_in_parts_that_memory_holds(in_folder, scene, monkeypatch):
     project.write_samples(in_folder, {(4, "a b", seed): scene(50 + seed, 8, 48) for seed in range(5)})
     project.write_clips(in_folder, scene, train=1, heldout=3)

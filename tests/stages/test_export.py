@@ -273,7 +273,7 @@ def test_the_model_card_has_each_metric_once_at_the_trained_length():
         {"name": "drift", "weights": "ema", "step": 4, "conditional": True, "length": length, "value": length / 10}
         for length in (1, 2, 4)
     ]
-    (shown,) = cards.scores_of({"metrics": [row | {"low": None} for row in rows]}, "ema")
+    (shown,) = cards.scores_of({"metrics": [row | {"low": None} for row in rows]}, "ema", 4)
     assert float(shown["value"]) == 0.1
 
 

@@ -10,6 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from brickreel import config, files, tables
+from brickreel.cluster.beside import SampleJobs
+from brickreel.cluster.submission import Resources
 from brickreel.evaluation import jobs, prompts, sheets, weights
 from brickreel.films import video
 from brickreel.models.pipeline import OpenSoraPipeline
@@ -206,7 +208,7 @@ def test_the_base_model_has_its_own_sampler_before_a_run_with_another_objective(
     assert all(np.array_equal(now[video_of], before[video_of]) for video_of in now)
 
 
-def test_final_weights_keep_their_step_when_a_run_went_on_and_was_stopped(finished, tmp_path, monkeypatch):
+def test_a_checkpoint_beyond_the_final_weights_is_none_of_the_models(finished, tmp_path, monkeypatch):
     folder, settings = finished
     trained(folder, tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -216,7 +218,7 @@ def test_final_weights_keep_their_step_when_a_run_went_on_and_was_stopped(finish
     run_settings = settings.run("r")
     found = weights.available("r", settings.sample, run_settings, settings.base)
     assert [(one.step, one.kind, one.final) for one in found if one.kind != "raw"] == [
-        (0, "base", False), (2, "ema", False), (4, "ema", True), (9, "ema", False),
+        (0, "base", False), (2, "ema", False), (4, "ema", True),
     ]  # fmt: skip
 
 
@@ -357,6 +359,23 @@ def test_samples_of_an_earlier_training_of_that_name_are_left_out_and_those_made
     sample.run(settings, "r")
     steps = {path.parent.name for path in tables_of.glob("step-*/samples.parquet")}
     assert steps == {"step-00000000", "step-00000002", "step-00000003", "step-00000004"}
+
+
+def test_a_run_that_was_started_anew_in_its_folder_forgets_the_samples_of_the_training_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    now = time.time()
+    for number, (age, first_step) in enumerate(((300, 1), (200, 3), (100, 1), (50, 5))):
+        attempt = dict.fromkeys(tables.SCHEMAS["attempts"].names) | {"attempt": number, "first_step": first_step}
+        attempt |= {"event": "start", "time_s": now - age, "outcome": "ok", "reason": ""}
+        tables.log("attempts", Path("results/train/r/attempts.jsonl"), attempt)
+    steps = [Path("results/sample/r/step-00000002"), Path("results/sample/r/step-00000004")]
+    for folder, age in zip(steps, (150, 70), strict=True):
+        files.write_text(folder / "samples.parquet", "")
+        os.utime(folder / "samples.parquet", (now - age, now - age))
+    beside = SampleJobs("r", (), Resources())
+    assert [beside._is_sampled(folder.name) for folder in steps] == [False, True]
+    sample._forget_earlier_trainings("r")
+    assert [(folder / "samples.parquet").exists() for folder in steps] == [False, True]
 
 
 def test_by_default_the_final_weights_make_videos_of_two_and_four_times_the_length():

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -55,6 +56,16 @@ def profiled(stage: str) -> dict[str, int]:
         section = section.get(name) if isinstance(section, dict) else None
     found = section if isinstance(section, dict) else {}
     return {name: found[name] for name in ("mem_mb", "runtime") if isinstance(found.get(name), int)}
+
+
+def began(run: str) -> dict[str, Any]:
+    """The row of the attempt that began a run's training: the newest that started from step 1, else the oldest.
+
+    A run that was started anew in its folder keeps the attempts of the training before. Empty without any attempt.
+    """
+    rows = files.read_json_lines(Path("results/train", run, "attempts.jsonl"))
+    anew = [row for row in rows if row.get("first_step") == 1]
+    return (anew[-1:] or rows[:1] or [{}])[0]
 
 
 class SampleJobs:
@@ -117,6 +128,4 @@ class SampleJobs:
     def _is_sampled(self, step: str) -> bool:
         """Whether there are samples of this training: of an earlier one of that name they are made anew."""
         table = Path("results/sample", self.run, step, "samples.parquet")
-        attempts = files.read_json_lines(Path("results/train", self.run, "attempts.jsonl"))
-        began = min((row["time_s"] for row in attempts), default=0.0)
-        return table.exists() and table.stat().st_mtime >= began
+        return table.exists() and table.stat().st_mtime >= began(self.run).get("time_s", 0.0)

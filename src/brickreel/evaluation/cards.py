@@ -56,11 +56,12 @@ def captioners(captions: Iterable[Row]) -> list[str]:
     return [f"{name}: {count}" for name, count in counts.most_common()]
 
 
-def scores_of(scores: Mapping[str, Any] | None, weights: str) -> list[dict[str, Any]]:
+def scores_of(scores: Mapping[str, Any] | None, weights: str, final: int) -> list[dict[str, Any]]:
     """The metrics that the card shows: of the base model and of the exported weights at the last step, prompted, at
-    the trained length."""
+    the trained length. Steps beyond the `final` one are of weights that the folder does not hold."""
     rows = (scores or {}).get("metrics", [])
     rows = [row for row in rows if row.get("conditional", True) and row.get("length", 1) == 1]
+    rows = [row for row in rows if (row.get("step") or 0) <= final]
     last = max((row.get("step") or 0 for row in rows if row.get("weights") == weights), default=0)
     shown = [
         row
@@ -85,12 +86,15 @@ def only_before(scores: Sequence[Row]) -> bool:
     return bool(scores) and all(row["model"] == "before fine-tuning" for row in scores)
 
 
-def gauge_of(rows: Iterable[Row], weights: str) -> dict[str, Any] | None:
+def gauge_of(rows: Iterable[Row], weights: str, final: int) -> dict[str, Any] | None:
     """The last reading of the held-out loss relative to step 0, over all timesteps; None where there is none.
 
-    That of step 0, which says nothing, is it only where there is no later one.
+    That of step 0, which says nothing, is it only where there is no later one. Of a step that was read twice, the later
+    reading counts; one beyond the `final` step is of other weights.
     """
-    own = [row for row in rows if row["weights"] == weights]
+    own = [row for row in rows if row["weights"] == weights and row["step"] <= final]
+    newest = {row["step"]: row["attempt"] for row in own}
+    own = [row for row in own if row["attempt"] == newest[row["step"]]]
     trained = any(row["step"] for row in own)
     own = [row for row in own if row["relative"] is not None and (row["step"] or not trained)]
     last = [row for row in own if row["step"] == max(row["step"] for row in own)]

@@ -17,7 +17,7 @@ RESULTS = Path("results/train")
 def available(
     run: str, settings: config.Sample, run_settings: config.Run, base: config.Base, results: Path = RESULTS
 ) -> list[Weights]:
-    """Base model first, then by step. The final weights stand for the checkpoint of their step.
+    """Base model first, then by step, the final weights last: they stand for the checkpoint of their step.
 
     Raises FileNotFoundError when the run has no final weights.
     """
@@ -32,8 +32,8 @@ def available(
     found = [
         Weights(step, kind, folder, identity=_identity(folder) + of_base, objective=objective)
         for step, folder in (kept if settings.checkpoints == "all" else ())
-        # A run that was told to go on has checkpoints beyond its final weights.
-        if 0 < step != last
+        # A run that was told to go on, or to stop earlier, has checkpoints beyond its final weights.
+        if 0 < step < last
         for kind in settings.weights
     ]
     found += [

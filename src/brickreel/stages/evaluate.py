@@ -22,6 +22,7 @@ from brickreel.evaluation.correlation import gauge_correlation
 from brickreel.evaluation.poses import Shown
 from brickreel.evaluation.scoring import Library, Measured, Scorer
 from brickreel.progress import Bar
+from brickreel.training import final
 
 logger = logging.getLogger("brickreel")
 
@@ -42,7 +43,7 @@ def run(config: Config, run: str) -> None:
     Raises FileNotFoundError before `sample` has run, ValueError when not one of its videos can be read.
     """
     gaps: list[str] = []
-    samples = _made_alike(_samples(run), gaps)
+    samples = _made_alike(_up_to_final(_samples(run), run, gaps), gaps)
     data = config.run(run).data
     library = _library(config, data, gaps)
     scorer = Scorer(config.evaluate, library)
@@ -69,6 +70,17 @@ def _samples(run: str) -> list[dict[str, Any]]:
     if not found:
         raise FileNotFoundError(f"{folder} has no samples: run `brickreel sample --run {run}` first")
     return found
+
+
+def _up_to_final(samples: list[dict[str, Any]], run: str, gaps: list[str]) -> list[dict[str, Any]]:
+    """Without the steps beyond the final weights, which are there when a run was told to go on or to stop earlier."""
+    about = final.read(Path("results/train") / run)
+    last = about["step"] if about else max(row["step"] for row in samples)
+    beyond = sorted({row["step"] for row in samples if row["step"] > last})
+    if beyond:
+        steps = ", ".join(map(str, beyond))
+        gaps.append(f"left out: samples of step {steps}, since the final weights are of step {last}")
+    return [row for row in samples if row["step"] <= last]
 
 
 def _made_alike(samples: list[dict[str, Any]], gaps: list[str]) -> list[dict[str, Any]]:

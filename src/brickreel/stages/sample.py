@@ -14,6 +14,7 @@ from typing import Any
 from brickreel import config as configuration
 from brickreel import tables
 from brickreel.cluster import distributed
+from brickreel.cluster.beside import began
 from brickreel.evaluation import prompts, sheets
 from brickreel.evaluation.generation import Generation
 from brickreel.evaluation.jobs import Job, deal, finish, finished, folder, key, owed, recorded
@@ -150,12 +151,9 @@ def _forget_earlier_trainings(run: str) -> None:
 
     What was sampled during this training stays, also when the checkpoint is gone.
     """
-    attempts = tables.read_log("attempts", Path("results/train") / run / "attempts.jsonl").to_pylist()
-    if not attempts:
-        return
-    began = min(row["time_s"] for row in attempts)
+    since = began(run).get("time_s", 0.0)
     for table in (Path("results/sample") / run).glob("step-*/samples.parquet"):
-        if table.stat().st_mtime < began:
+        if table.stat().st_mtime < since:
             table.unlink()
             logger.info("sample %s: %s is of an earlier training and is left out", run, table.parent.name)
 
