@@ -6,7 +6,7 @@ import pytest
 
 from brickreel import files
 from brickreel.telemetry import compare, digest, project, recorder, summary
-from telemetry import fleet
+from telemetry import fleet, summaries
 
 
 @pytest.fixture
@@ -63,3 +63,14 @@ def test_a_held_out_loss_whose_last_reading_has_no_relation_to_step_0_is_a_gap(f
         path = folder / "results/train/run/gauge.jsonl"
         files.append_json_line(path, reading | {"step": step, "relative": value})
     assert ("run: held-out loss relative to step 0" in gaps(assembled())) == (relative is None)
+
+
+def test_a_port_that_two_attempts_recorded_is_one_row_whose_short_end_says_little():
+    """Else the quiet minutes of the last attempt are blamed on every node."""
+    long = summaries.PORT | {"wall_s": 36000.0, "link_downed": 1.0}
+    short = summaries.PORT | {"wall_s": 360.0, "tx_gb_s": 0.1, "rx_gb_s": None, "line_rate_lowest_gb_s": 200.0}
+    (port,) = summary.merged([long, short], "port")
+    assert port["tx_gb_s"] == pytest.approx((40 * 100 + 0.1) / 101)
+    assert (port["rx_gb_s"], port["tx_peak_gb_s"]) == (40, 200)
+    assert (port["link_downed"], port["xmit_wait"]) == (1, 10)
+    assert (port["line_rate_gb_s"], port["line_rate_lowest_gb_s"]) == (400, 200)

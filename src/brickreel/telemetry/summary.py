@@ -32,6 +32,11 @@ PACKAGES = (
     "nvidia-ml-py",
     "av",
 )
+# How rows of several attempts become one; what is in neither is a mean.
+SUMS = {"energy_j", "energy_s", "ecc_uncorrected", "pcie_replays", "nvlink_errors", "wall_s"}
+SUMS |= {"link_downed", "symbol_errors", "link_recoveries", "xmit_wait"}
+PEAKS = {"temp_max_c", "mem_peak_b", "mem_total_b", "remap_pending", "remap_failed"}
+PEAKS |= {"line_rate_gb_s", "tx_peak_gb_s", "rx_peak_gb_s"}
 
 
 def assemble(project: ProjectFiles, recorded: Sequence[Digest]) -> tuple[dict[str, Any], dict[str, heat.Maps]]:
@@ -91,12 +96,12 @@ def _own(run: RunFiles, recorded: Sequence[Digest], project: ProjectFiles) -> li
 
 def _run(run: RunFiles, own: Sequence[Digest], project: ProjectFiles) -> tuple[dict[str, Any], heat.Maps]:
     attempts = training.attempts_of(run, own)
-    gpus = merged([gpu for item in own for gpu in item.gpus])
-    ports = [port for item in own for port in item.ports]
+    gpus = merged([gpu for item in own for gpu in item.gpus], "device")
+    ports = merged([port | {"wall_s": item.host["wall_s"]} for item in own for port in item.ports], "port")
     summary = training.summarise(run, attempts, own, gpus, project.site)
     summary |= {
         "gpu_devices": gpus,
-        "ports": ports,
+        "ports": [{name: value for name, value in port.items() if name != "wall_s"} for port in ports],
         "envelopes": heat.envelopes(own),
         "events": _events(own),
         "plan": {key: value for key, value in (run.plan or {}).items() if key != "buckets"} or None,
@@ -148,25 +153,30 @@ def _node_gaps(run: dict[str, Any]) -> list[Gap]:
     return gaps
 
 
-def merged(gpus: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """GPUs that several attempts recorded, each as one row: means by time, sums of counters, highest peaks."""
+def merged(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """GPUs or ports (their `name`: device or port) that several attempts recorded, each as one row.
+
+    Means by time, sums of counters, highest peaks.
+    """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for gpu in gpus:
-        groups[(gpu["node"], gpu["device"])].append(gpu)
-    return [_merge(rows) for _, rows in sorted(groups.items())]
+    for row in rows:
+        groups[(row["node"], row[name])].append(row)
+    return [_merge(found) for _, found in sorted(groups.items())]
 
 
 def _merge(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     result = dict(rows[0])
     for name in rows[0]:
         values = [row[name] for row in rows]
-        if name in ("energy_j", "energy_s", "ecc_uncorrected", "pcie_replays", "nvlink_errors", "wall_s"):
+        if name in SUMS:
             result[name] = usage.total(values)
-        elif name in ("temp_max_c", "mem_peak_b", "mem_total_b", "remap_pending", "remap_failed"):
+        elif name in PEAKS:
             result[name] = usage.largest(values)
+        elif name == "line_rate_lowest_gb_s":
+            result[name] = min((value for value in values if value is not None), default=None)
         elif name == "xids":
             result[name] = [xid for value in values for xid in value]
-        elif name not in ("device", "node", "name"):
+        elif name not in ("device", "port", "node", "name"):
             known = [(row[name], row["wall_s"]) for row in rows if row[name] is not None]
             weight = sum(wall for _, wall in known)
             result[name] = sum(value * wall for value, wall in known) / weight if weight else None
