@@ -165,6 +165,23 @@ def test_every_setting_is_documented_where_it_is_declared():
     assert undocumented == []
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "settings"),
+    [("sample.steps", "sample", ["steps"]), ("runs.demo.max_steps", "runs.NAME", ["max_steps"]), ("nothing", "", [])],
+)
+def test_a_setting_is_shown_by_the_name_that_errors_give_it(name, path, settings):
+    assert [(part.path, [s.name for s in part.settings]) for part in reference.of(name)] == [(path, settings)][
+        : bool(path)
+    ]
+
+
+def test_a_runs_own_name_shows_what_a_run_may_say():
+    paths = [part.path for part in reference.of("runs.demo")]
+    assert paths[0] == "runs.NAME"
+    assert {"runs.NAME.data", "runs.NAME.p2"} <= set(paths)
+    assert [part.path for part in reference.of("runs.demo.p2")] == ["runs.NAME.p2"]
+
+
 def test_the_reference_of_settings_is_whole_and_current():
     known = {f"{part.path}.{setting.name}" for part in reference.parts() for setting in part.settings}
     assert {"caption.server.command", "runs.NAME.data.buckets", "runs.NAME.lora.rank", "plan.mfu"} <= known

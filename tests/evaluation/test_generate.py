@@ -57,7 +57,8 @@ def test_guidance_acts_on_the_objectives_own_channels_unless_the_run_names_some(
 
 def test_several_videos_go_into_a_folder_and_are_what_they_are_alone(model, tmp_path):
     words = ("--model", model, "--hold", 1, "--prompt", "a house")
-    assert call(*words, "--prompt", "a car", "--seed", 1, "--seed", 2, "--out", tmp_path / "all") == 0
+    told = [*words, "--prompt", "a car", "--prompt", "a car", "--seed", 1, "--seed", 2]
+    assert call(*told, "--out", tmp_path / "all") == 0
     assert len(list((tmp_path / "all").glob("*.mp4"))) == 4
     assert call(*words, "--seed", 2, "--out", tmp_path / "alone") == 0
     [alone] = (tmp_path / "alone").iterdir()
@@ -157,7 +158,7 @@ def test_memory_that_does_not_suffice_is_a_sentence(model, tmp_path, monkeypatch
 
     pipeline = generate.load_pipeline(str(model), "cpu")
     monkeypatch.setattr(OpenSoraPipeline, "__call__", call)
-    with pytest.raises(ValueError, match="out of memory with 3 poses of 32 x 48: ask for fewer"):
+    with pytest.raises(ValueError, match="out of memory with 3 poses of 48 x 32: ask for fewer"):
         generate.make(pipeline, "a car", 0, tmp_path / "car.mp4", DEFAULTS)
 
 

@@ -28,11 +28,11 @@ def test_strange_names_are_found(tmp_path, name):
 
 
 def test_folders_and_globs_mean_the_films_in_them(tmp_path):
-    for name in ("a.mp4", "b.MOV", "notes.txt", "deep/c.mkv"):
+    for name in ("a.mp4", "b.MOV", "notes.txt", "deep/c.mkv", "deep/d.gif"):
         (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "films" / name).write_bytes(b"x")
     folder, pattern = listed(tmp_path, [["films", "", ""], ["films/*.mp4", "", ""]])
-    assert [path.name for path in sources.files_of(folder, tmp_path)] == ["a.mp4", "b.MOV", "c.mkv"]
+    assert [path.name for path in sources.files_of(folder, tmp_path)] == ["a.mp4", "b.MOV", "c.mkv", "d.gif"]
     assert [path.name for path in sources.files_of(pattern, tmp_path)] == ["a.mp4"]
 
 

@@ -1,5 +1,6 @@
 """Every candidate has an outcome and a reason, and the page shows them."""
 
+import html
 import re
 import shutil
 
@@ -133,6 +134,12 @@ def test_the_page_is_offline_and_escapes_what_people_wrote(films_project):
     assert page.count("data:image/jpeg;base64,") == 6
     for reason in ("title_card", "near_duplicate", "too_short"):
         assert reason in page
+
+
+def test_clips_of_films_with_one_title_are_told_apart_and_a_duplicate_names_what_it_is_the_same_as(films_project):
+    page = html.unescape(curate.AUDIT.read_text(encoding="utf-8"))
+    assert f"<figcaption>{project.FIRST} (The First)" in page
+    assert re.search(rf"same as {project.FIRST}, frames \d+ to \d+", page)
 
 
 def test_the_page_names_the_films_that_could_not_be_used(films_project):

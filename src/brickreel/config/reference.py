@@ -106,6 +106,26 @@ def _code(default: str) -> str:
     return default if default == "required" else f"`{default}`".replace("|", "\\|")
 
 
+def of(name: str) -> list[Part]:
+    """A section with those within it, or one setting, by its dotted name; a run's own name may stand for NAME."""
+    words = name.split(".") if name else []
+
+    def leads_to(path: str, words: list[str]) -> bool:
+        return all(own in (word, "NAME") for own, word in zip(path.split("."), words, strict=False))
+
+    found = [part for part in parts() if len(part.path.split(".")) >= len(words) and leads_to(part.path, words)]
+    if found:
+        return found
+    *above, last = words
+    return [
+        part._replace(settings=[setting])
+        for part in parts()
+        if len(part.path.split(".")) == len(above) and leads_to(part.path, above)
+        for setting in part.settings
+        if setting.name == last
+    ]
+
+
 @click.command("settings", help="Print every setting, its default and what it does; of one SECTION when it is named.")
 @click.argument("section", required=False, default="")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print docs/settings.md.")
@@ -114,10 +134,10 @@ def command(section: str, as_markdown: bool) -> None:
     if as_markdown:
         click.echo(markdown(), nl=False)
         return
-    found = [part for part in parts() if not section or f"{part.path}.".startswith(f"{section}.")]
+    found = of(section)
     if not found:
         names = ", ".join(name for name in Config.model_fields)
-        raise click.ClickException(f"there is no section '{section}': choose from {names}")
+        raise click.ClickException(f"there is no section or setting '{section}': choose from {names}")
     for part in found:
         click.echo(f"\n{part.path}: {part.purpose}")
         for setting in part.settings:

@@ -134,7 +134,7 @@ def make(
     try:
         frames = pipeline(prompt, **given, generator=[prompts.generator(prompt, seed)], after_step=after_step).frames[0]
     except torch.OutOfMemoryError:
-        asked = "{num_frames} poses of {height} x {width}".format_map(given)
+        asked = "{num_frames} poses of {width} x {height}".format_map(given)
         raise ValueError(f"out of memory with {asked}: ask for fewer poses, or for smaller ones") from None
     hold = int(settings.get("hold", 1))
     video.write(out, frames, float(given["fps"]) * hold, [hold] * len(frames))
@@ -173,8 +173,8 @@ def output_path(out: str | None, prompt: str, seed: int, several: bool) -> Path:
 @click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="May be repeated.  [default: 0]")
 @click.option("--out", help="An .mp4 file, or a folder for several videos.  [default: named for prompt and seed]")
 @click.option("--frames", "num_frames", type=click.IntRange(min=1), help="Poses per video (per loop).")
-@click.option("--height", type=click.IntRange(min=8), help="Pixels.")
-@click.option("--width", type=click.IntRange(min=8), help="Pixels.")
+@click.option("--height", type=click.IntRange(min=8), help="Pixels, rounded down to what the model can make.")
+@click.option("--width", type=click.IntRange(min=8), help="Pixels, as the height.")
 @click.option("--fps", type=click.FloatRange(min=0, min_open=True), help="Poses per second: told to the model.")
 @click.option("--hold", type=click.IntRange(min=1), help="Frames of the file per pose: 2 plays on twos.")
 @click.option("--steps", "num_inference_steps", type=click.IntRange(1, 1000), help="Sampler steps.")
@@ -216,7 +216,7 @@ def command(
     def call() -> None:
         named = {name: value for name, value in chosen.items() if value is not None}
         settings = suited(defaults(model), named, bool(references) or chosen["loops"] > 1)
-        wanted = [(text, seed) for text in texts for seed in seeds or (0,)]
+        wanted = list(dict.fromkeys((text, seed) for text in texts for seed in seeds or (0,)))
         if len(wanted) > 1 and out and Path(out).suffix == ".mp4":
             raise ValueError(f"--out {out} is one file, but {len(wanted)} videos are asked for: give a folder")
         pipeline = load_pipeline(model, device, dtype)
@@ -225,6 +225,6 @@ def command(
             for text, seed in wanted:
                 path = output_path(out, text, seed, len(wanted) > 1)
                 frames = make(pipeline, text, seed, path, settings, references, bar.advance)
-                logger.info("generate: %s, %d poses of %d x %d", path, len(frames), *frames.shape[1:3])
+                logger.info("generate: %s, %d poses of %d x %d", path, len(frames), *frames.shape[2:0:-1])
 
     guarded("generate", debug, call)

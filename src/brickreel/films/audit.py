@@ -26,12 +26,21 @@ def write(path: Path, clips: pa.Table, failed: Mapping[str, str], signals: Seque
     groups = [_group(slim, reason, counts.get(reason, 0), settings) for reason in ["", *_reasons()]]
     chosen = [clip for group in groups for clip in group["clips"]]
     pictures = _thumbnails(chosen, signals)
+    originals = _originals(clips, chosen)
     for clip in chosen:
+        clip["original"] = originals.get(clip["duplicate_of"])
         jpeg = pictures.get((clip["film_id"], clip["thumbnail_frame"]))
         clip["thumbnail"] = base64.b64encode(jpeg).decode() if jpeg else None
     environment = Environment(loader=PackageLoader("brickreel.films"), autoescape=True)
     page = environment.get_template("audit.html.j2").render(groups=groups, failed=failed, total=clips.num_rows)
     files.write_text(path, page)
+
+
+def _originals(clips: pa.Table, chosen: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Where those stand that some of the chosen clips are the same as, by clip_id."""
+    wanted = pa.array({clip["duplicate_of"] for clip in chosen} - {None}, pa.string())
+    rows = clips.select(["clip_id", "path", "start_frame", "end_frame"]).filter(pc.is_in(clips["clip_id"], wanted))
+    return {row["clip_id"]: row for row in rows.to_pylist()}
 
 
 def _reasons() -> list[str]:

@@ -19,6 +19,7 @@ SUFFIXES = frozenset(
         ".3gp",
         ".avi",
         ".flv",
+        ".gif",
         ".m2ts",
         ".m4v",
         ".mkv",

@@ -70,7 +70,7 @@ def _finished(film: Mapping[str, Any], settings: Analyze, bar: Bar) -> tuple[Pat
     """The table of one film, made now or by an attempt before, and why the film failed: empty when it did not."""
     part = FINISHED / f"{film['film_id']}-{settings.height}-{settings.transnet}.parquet"
     if _whole(part):
-        bar.advance(film["frames"], note=film["title"] or film["film_id"])
+        bar.advance(film["frames"], note=Path(film["path"]).name)
         return part, ""
     try:
         found = _read(film, settings, bar)
@@ -100,7 +100,7 @@ def _read(film: Mapping[str, Any], settings: Analyze, bar: Bar) -> signals.Signa
 
     def watch(frames: int) -> None:
         nonlocal seen
-        bar.advance(frames - seen, note=film["title"] or film["film_id"])
+        bar.advance(frames - seen, note=Path(film["path"]).name)
         seen = frames
 
     found: signals.Signals = isolated.call(signals.read, arguments, limits, watch)

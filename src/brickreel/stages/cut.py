@@ -161,13 +161,13 @@ def _film(
     pieces = [piece(clip, settings.time) for clip in clips]
     keys = {one.clip_id: key(one, shown, recipe) for one in pieces}
     done = {one.clip_id: one for one in (journal.find(*pair) for pair in keys.items()) if one}
-    bar.advance(len(done), note=film["title"] or film["film_id"])
+    bar.advance(len(done), note=Path(film["path"]).name)
     missing = [one for one in pieces if one.clip_id not in done]
 
     def watch(written: Iterable[cutting.Written]) -> None:
         for one in written:
             done[one.clip_id] = one
-            bar.advance(1, note=film["title"] or film["film_id"])
+            bar.advance(1, note=Path(film["path"]).name)
             if not one.reason:
                 journal.add(keys[one.clip_id], one)
 

@@ -239,7 +239,8 @@ def _judge_rehearsal(found: list[tuple[int, str, Trial, str]]) -> list[Check]:
             checks.append(Check("largest micro-batch", node, "warn", peak, "GiB", reason=reason))
     if not checks:
         most = max(trial.peak_gib for *_, trial, _ in found)
-        checks = [Check("largest micro-batch", "all", "pass", most or None, "GiB", "fits on every rank")]
+        told = (most, "GiB", "fits on every rank") if most else (None, "", "", "ran on every rank; memory not measured")
+        checks = [Check("largest micro-batch", "all", "pass", *told)]
     shares = {trial.share for *_, trial, problem in found if not problem}
     if not shares:
         return [*checks, Check("equal shares", "all", "not measured", reason="no rank has taken a step")]
@@ -346,7 +347,7 @@ def write(run: str, health: dict[str, Any], variables: list[network.Variable]) -
     """Write health.json and nccl.env and say what was found."""
     files.write_json(env_path(run).with_name("health.json"), health)
     files.write_json(Path("logs/preflight") / run / "health.json", health)
-    remarks = ["measured without GPUs: speeds are simulated"] if health["simulated"] else []
+    remarks = ["measured without GPUs"] if health["simulated"] else []
     files.write_text(env_path(run), network.text(variables, remarks))
     for check in health["checks"]:
         value = check["value"]
