@@ -47,7 +47,7 @@ def ways(strides: Sequence[int]) -> dict[str, dict[str, Any]]:
 def settings(steps: int, strides: Sequence[int], seeds: Sequence[int], prompts: Sequence[str]) -> Config:
     """A run per way and seed."""
     base = _project.demo_settings().run("demo").model_dump(mode="json")
-    base["schedule"] |= {"cooldown_steps": max(0, steps - base["schedule"]["warmup_steps"])}
+    base["schedule"] |= {"cooldown_steps": max(1, steps - base["schedule"]["warmup_steps"])}
     ends = {"max_steps": steps, "checkpoint_every": steps, "gauge_every": steps}
     runs = {
         f"{arm}-{seed}": base | ends | {"seed": seed, "data": base["data"] | way}

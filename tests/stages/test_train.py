@@ -25,8 +25,8 @@ def trained(tmp_path_factory):
 def test_the_run_leaves_what_the_stages_after_it_read(trained):
     folder = trained / "results/train/small"
     assert {path.name for path in folder.iterdir()} == {
-        *("attempts.jsonl", "checkpoints", "dataset.json", "final", "gauge.jsonl", "settings.json", "steps"),
-        *("tensorboard", "train.lock"),
+        *("attempts.jsonl", "checkpoints", "dataset.json", "final", "finished.json", "gauge.jsonl", "settings.json"),
+        *("steps", "tensorboard", "train.lock"),
     }
     assert config.Run.model_validate(files.read_json(folder / "settings.json")).max_steps == 2
     about = files.read_json(folder / "dataset.json")
@@ -39,6 +39,18 @@ def test_a_finished_run_starts_nothing(trained):
     before = {path: path.stat().st_mtime_ns for path in (trained / "results").rglob("*") if path.is_file()}
     project.train_here(trained)
     assert {path: path.stat().st_mtime_ns for path in (trained / "results").rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_tells_the_graph_so_again_and_keeps_its_weights(trained):
+    folder = trained / "results/train/small"
+    told = (folder / "finished.json").read_bytes()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    (folder / "finished.json").unlink()  # as Snakemake does
+    project.change(trained, keep_last=9)
+    project.train_here(trained)
+    assert (folder / "finished.json").read_bytes() == told
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert after | {folder / "finished.json": before[folder / "finished.json"]} == before
 
 
 @pytest.mark.parametrize(("share", "blocks"), [(True, 2), (0.5, 1), (False, 0)])

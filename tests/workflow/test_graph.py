@@ -26,8 +26,7 @@ OUTPUTS = [
     "results/plan/small/plan.json",
     "results/preflight/small/health.json",
     "results/preflight/small/nccl.env",
-    "results/train/small/final/raw/diffusion_pytorch_model.safetensors",
-    "results/train/small/final/ema/diffusion_pytorch_model.safetensors",
+    "results/train/small/finished.json",
     "results/sample/small/sheet.jpg",
     "results/evaluate/small/scores.json",
     "results/export/small/model_index.json",
@@ -201,6 +200,21 @@ def test_a_changed_run_does_not_encode_again(finished):
     jobs = planned(finished, changed(runs={"small": {"max_steps": 11}}))
     assert set(jobs).isdisjoint({"ingest", "analyze", "curate", "cut", "caption", "encode"})
     assert "train" in jobs
+
+
+@pytest.mark.slow
+def test_weights_outlast_a_run_that_fails_and_the_run_is_tried_again(finished):
+    weights = finished / "results/train/small/final/ema/diffusion_pytorch_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("of an earlier end")
+    before = weights.stat().st_mtime_ns
+    settings = changed(runs={"small": {"keep_last": 9}}) | {"base": with_texts_by("builtin:tiny")["base"]}
+    words = ["--allowed-rules", "train", "--", "results/train/small/finished.json"]
+    for _ in range(2):  # the plan of this project is none: the stage ends at once
+        done = snakemake(finished, settings, *words, check=False)
+        assert "rule train:" in done.stderr
+        assert "plan.json is not valid JSON" in done.stderr
+        assert weights.stat().st_mtime_ns == before
 
 
 def test_another_selected_run_joins_the_graph(finished):

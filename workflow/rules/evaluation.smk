@@ -12,7 +12,7 @@ PROMPTS = [
 rule sample:
     input:
         settings="results/settings/sample-{run}.json",
-        final="results/train/{run}/final/ema/diffusion_pytorch_model.safetensors",
+        finished="results/train/{run}/finished.json",
         prompts=PROMPTS,
     output:
         "results/sample/{run}/sheet.jpg",

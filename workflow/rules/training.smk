@@ -65,8 +65,8 @@ rule train:
         plan="results/plan/{run}/plan.json",
         health="results/preflight/{run}/health.json",
     output:
-        raw="results/train/{run}/final/raw/diffusion_pytorch_model.safetensors",
-        ema="results/train/{run}/final/ema/diffusion_pytorch_model.safetensors",
+        # Not the weights: Snakemake would delete them before it starts the stage, which keeps those of a finished run.
+        "results/train/{run}/finished.json",
     log:
         "logs/train/{run}.log",
     retries: 0  # its own batch script puts it back into the queue

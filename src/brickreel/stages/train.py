@@ -18,13 +18,15 @@ from brickreel.config import Config, Run, RunData
 
 logger = logging.getLogger("brickreel")
 
+FINISHED = "finished.json"
+"""Written last, for the graph: without it a run is not over, whatever final weights an earlier end of it left."""
 INDEX = Path("results/encode/index.parquet")
 FINAL_WAIT_S = 6 * 3600.0
 """How long ranks wait for the final weights: of a large model on a slow file system they take more than an hour."""
 
 
 def run(config: Config, run: str) -> None:
-    """Train the named run to its last step and write `results/train/{run}/final/`.
+    """Train the named run to its last step, write `results/train/{run}/final/` and, last, `finished.json` beside it.
 
     Continues from the newest good checkpoint; a run that is finished stays as it is. Raises Interrupted when a signal
     asked to stop, with a checkpoint written, ValueError when what is there was made with other settings, OSError when
@@ -35,6 +37,8 @@ def run(config: Config, run: str) -> None:
     plan = read_plan(run)
     if is_finished(folder, config, settings, plan):
         logger.info("train: %s is finished already, its final weights are kept", run)
+        if not (folder / FINISHED).is_file():
+            files.write_json(folder / FINISHED, {"step": settings.max_steps})
         return
     from brickreel.stages import preflight
 
@@ -186,6 +190,7 @@ def finish(trainer: Any, config: Config) -> None:
         if last not in kept:
             raise ValueError(f"there is no checkpoint of step {last}, the last one: start training again")
         final.write(trainer.folder, kept[last], config.base, trainer.run)
+        files.write_json(trainer.folder / FINISHED, {"step": last})
         logger.info("train: %s is finished after %d steps", trainer.name, last)
 
     distributed.first_alone(write, trainer.ranks, FINAL_WAIT_S)
