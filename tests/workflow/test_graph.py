@@ -191,6 +191,13 @@ def test_corrections_that_are_not_there_are_named(project):
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.parametrize(("section", "key"), [("ingest", "sources"), ("cut", "adopt"), ("caption", "corrections")])
+def test_a_list_that_is_not_there_is_named_also_where_everything_is_done(finished, section, key):
+    done = snakemake(finished, changed(**{section: {key: "mine/misspelt.csv"}}), "--dry-run", check=False)
+    assert done.returncode != 0
+    assert re.search(rf"there is no mine/misspelt.csv in .* \(`{section}.{key}`\)", done.stdout)
+
+
 def test_a_changed_sampling_setting_does_not_train_again(finished):
     jobs = planned(finished, changed(sample={"steps": 7}))
     assert set(jobs) == {"all", "sample", "evaluate", "export", "report"}

@@ -18,6 +18,23 @@ try:
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
+
+def check_lists():
+    """Raise WorkflowError for a list that is not there: where outputs stand, Snakemake does not miss an input."""
+    if CONFIG.cut.adopt:
+        lists = {"cut.adopt": CONFIG.cut.adopt}
+    else:
+        lists = {"ingest.sources": CONFIG.ingest.sources}
+    if CONFIG.caption.corrections:
+        lists["caption.corrections"] = CONFIG.caption.corrections
+    for setting, path in lists.items():
+        if not Path(path).is_file():
+            raise WorkflowError(f"there is no {path} in {Path.cwd()} (`{setting}`)")
+
+
+if workflow.is_main_process:
+    check_lists()
+
 RUNS = list(CONFIG.selected_runs)
 # Films that were taken out of the dataset since the last run: `brickreel withdraw` writes the list.
 WITHDRAWN = [str(withdrawn.LIST)] if withdrawn.LIST.exists() else []
