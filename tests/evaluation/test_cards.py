@@ -29,3 +29,27 @@ def test_scores_of_a_step_beyond_the_final_one_are_not_the_models():
     rows = [metric | {"step": step, "value": step / 10} for step in (2, 4, 6)]
     (shown,) = cards.scores_of({"metrics": rows}, "ema", 4)
     assert (shown["model"], shown["value"]) == ("after 4 steps", "0.4")
+
+
+def test_the_model_card_has_each_metric_once_at_the_trained_length():
+    rows = [
+        {"name": "drift", "weights": "ema", "step": 4, "conditional": True, "length": length, "value": length / 10}
+        for length in (1, 2, 4)
+    ]
+    (shown,) = cards.scores_of({"metrics": [row | {"low": None} for row in rows]}, "ema", 4)
+    assert float(shown["value"]) == 0.1
+
+
+def test_addresses_of_films_are_links_as_they_stand():
+    film = {"film_id": "f", "split": "train", "clips": 1, "stills": 0, "count": 1, "kind": "clip"}
+    film |= dict.fromkeys(cards.PROVENANCE)
+    films = [
+        film | {"url": url} for url in ("https://youtu.be/a_b_c?x=1&y=2", "javascript:x_y", "https://a.b/|<b>", None)
+    ]
+    card = cards._render(
+        "dataset_card.md.j2", name="n", run="r", films=films, licences=[], captioners=[], present="f", remarks=[]
+    )
+    assert "| <https://youtu.be/a_b_c?x=1&y=2> |" in card
+    assert "| javascript:x\\_y |" in card
+    assert "<b>" not in card
+    assert card.count("\n| f |") == 4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brickreel import config, tables
+from brickreel import config, files, tables
 from brickreel.evaluation import poses
 from brickreel.stages import evaluate
 from evaluation import project
@@ -153,12 +153,26 @@ def test_steps_with_other_frames_holds_or_sampler_are_no_part_of_the_series(in_f
     assert "step 2, 3, 4, made" in gaps[0]
 
 
-def test_samples_of_steps_beyond_the_final_weights_are_left_out_by_name(monkeypatch):
-    monkeypatch.setattr(evaluate.final, "read", lambda _: {"step": 4})
+def test_samples_of_steps_beyond_the_final_weights_are_left_out_by_name():
     gaps = []
-    rows = evaluate._up_to_final([{"step": step} for step in STEPS], "r", gaps)
+    rows = evaluate._up_to_final([{"step": step} for step in STEPS], 4, gaps)
     assert [row["step"] for row in rows] == [0, 2, 4]
     assert gaps == ["left out: samples of step 6, since the final weights are of step 4"]
+
+
+def test_a_held_out_film_that_training_was_shown_is_named_unless_it_was_an_earlier_training(in_folder, scene):
+    rows = project.write_clips(in_folder, scene, train=1, heldout=1)
+    row = dict.fromkeys(tables.SCHEMAS["attempts"].names) | {"event": "start", "first_step": 1, "time_s": 0.0}
+    gaps = []
+    for attempt in (0, 1):
+        samples = {"attempt": attempt, "step": 2, "sample_ids": [f"{rows[attempt]['clip_id']}.64p"]}
+        files.append_json_line(f"results/train/r/steps/{attempt}-0.jsonl", samples)
+        tables.log("attempts", "results/train/r/attempts.jsonl", row | {"attempt": attempt})
+    evaluate._note_shown("r", 4, gaps)
+    assert gaps == ["held-out films that training was shown, and which test nothing new: film1 (steps 2 to 2)"]
+    tables.log("attempts", "results/train/r/attempts.jsonl", row | {"attempt": 2})
+    evaluate._note_shown("r", 4, gaps)
+    assert len(gaps) == 1
 
 
 def test_videos_are_measured_in_parts_that_memory_holds(in_folder, scene, monkeypatch):

@@ -12,7 +12,7 @@ import yaml
 from markupsafe import Markup
 
 from brickreel.config import Base, Component, Config
-from brickreel.evaluation import generate
+from brickreel.evaluation import generate, seen
 
 Row = Mapping[str, Any]
 
@@ -54,6 +54,27 @@ def captioners(captions: Iterable[Row]) -> list[str]:
     for row in captions:
         counts[row["model"] or row["source"] or "unknown"] += row["count"]
     return [f"{name}: {count}" for name, count in counts.most_common()]
+
+
+def remarks(
+    datasets: Sequence[str], present: str, gone: Mapping[str, Sequence[int]], held: Mapping[str, Sequence[int]]
+) -> list[str]:
+    """Where the dataset of today, which the cards list, is not that of the training; nothing where it is.
+
+    Args:
+        datasets: fingerprints of what training was shown; `present`: of what would be shown today.
+        gone: films that training was shown and that have been withdrawn since, with the steps; `held`: that are held
+            out now.
+    """
+    found = []
+    if list(datasets) != [present]:
+        how = "is not, or was not all along," if datasets else "is not known to be"
+        found.append(f"The dataset as it stands, of which the tables tell, {how} the one that training was shown.")
+    if gone:
+        found.append(f"Training was shown films that have been withdrawn since: {seen.named(gone)}.")
+    if held:
+        found.append(f"Training was shown films that are held out now, and test nothing new: {seen.named(held)}.")
+    return found
 
 
 def scores_of(scores: Mapping[str, Any] | None, weights: str, final: int) -> list[dict[str, Any]]:
@@ -113,7 +134,7 @@ def model_card(config: Config, run: str, facts: Mapping[str, Any]) -> str:
 
     Args:
         facts: weights ("ema" or "raw"), step, samples, scores, gauge, films, licences, captioners, fingerprint and
-            heldout, energy: what `stages.export.gather` returns.
+            heldout, energy, present, remarks: what `stages.export.gather` returns.
     """
     settings = config.run(run).model_dump(mode="json")
     stored = generate.sampling(config.sample, config.run(run).objective)

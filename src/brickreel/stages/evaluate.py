@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from brickreel import files, tables
 from brickreel.config import Config, RunData
-from brickreel.evaluation import poses, scoring, sheets
+from brickreel.evaluation import poses, scoring, seen, sheets
 from brickreel.evaluation.correlation import gauge_correlation
 from brickreel.evaluation.poses import Shown
 from brickreel.evaluation.scoring import Library, Measured, Scorer
@@ -43,11 +43,14 @@ def run(config: Config, run: str) -> None:
     Raises FileNotFoundError before `sample` has run, ValueError when not one of its videos can be read.
     """
     gaps: list[str] = []
-    samples = _made_alike(_up_to_final(_samples(run), run, gaps), gaps)
+    about = final.read(Path("results/train") / run)
+    last = about["step"] if about else None
+    samples = _made_alike(_up_to_final(_samples(run), last, gaps), gaps)
     data = config.run(run).data
     library = _library(config, data, gaps)
     scorer = Scorer(config.evaluate, library)
     heldout = _heldout(scorer, config, data, gaps)
+    _note_shown(run, last, gaps)
     measured = _measure(samples, scorer, data, f"evaluate {run}", gaps)
     scores = _scores(measured, heldout, scorer, _gauge(run), config)
     folder = Path("results/evaluate") / run
@@ -72,15 +75,13 @@ def _samples(run: str) -> list[dict[str, Any]]:
     return found
 
 
-def _up_to_final(samples: list[dict[str, Any]], run: str, gaps: list[str]) -> list[dict[str, Any]]:
+def _up_to_final(samples: list[dict[str, Any]], last: int | None, gaps: list[str]) -> list[dict[str, Any]]:
     """Without the steps beyond the final weights, which are there when a run was told to go on or to stop earlier."""
-    about = final.read(Path("results/train") / run)
-    last = about["step"] if about else max(row["step"] for row in samples)
-    beyond = sorted({row["step"] for row in samples if row["step"] > last})
+    beyond = sorted({row["step"] for row in samples if last is not None and row["step"] > last})
     if beyond:
         steps = ", ".join(map(str, beyond))
         gaps.append(f"left out: samples of step {steps}, since the final weights are of step {last}")
-    return [row for row in samples if row["step"] <= last]
+    return [row for row in samples if row["step"] not in beyond]
 
 
 def _made_alike(samples: list[dict[str, Any]], gaps: list[str]) -> list[dict[str, Any]]:
@@ -185,6 +186,15 @@ def _heldout(scorer: Scorer, config: Config, data: RunData, gaps: list[str]) -> 
     if count > most:
         gaps.append(f"samples are compared with {most} of {count} held-out clips (evaluate.max_clips)")
     return found
+
+
+def _note_shown(run: str, last: int | None, gaps: list[str]) -> None:
+    """A film that is held out now may have been trained on before another one was withdrawn."""
+    if not CLIPS.exists():
+        return
+    held = tables.batches("cut_index", CLIPS, ["film_id", *_CHOSEN_BY], _GOOD & (pc.field("split") == "heldout"))
+    if known := seen.in_training(run, seen.films_of(held), last):
+        gaps.append(f"held-out films that training was shown, and which test nothing new: {seen.named(known)}")
 
 
 def _measure(

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from brickreel import config as configuration
 from brickreel import files, tables
-from brickreel.evaluation import cards
+from brickreel.evaluation import cards, seen
+from brickreel.films import withdrawn
 from brickreel.training import final
-from brickreel.training.buckets import concerning, data_key
+from brickreel.training.buckets import concerning, data_key, fingerprint, read_index, rows_of, split_of
 
 logger = logging.getLogger("brickreel")
 
@@ -53,8 +54,8 @@ def run(config: configuration.Config, run: str, push: str = "", push_dataset: st
             where there is none.
         push_dataset: the same for the clips.
 
-    Raises FileNotFoundError before training has ended, or when a part of the base model is missing; OSError when the
-    hub refuses.
+    Raises FileNotFoundError before training has ended, or when a part of the base model is missing; ValueError when the
+    dataset holds nothing of the run's any more; OSError when the hub refuses.
     """
     from brickreel.evaluation import generate
     from brickreel.models import folder, load
@@ -62,7 +63,7 @@ def run(config: configuration.Config, run: str, push: str = "", push_dataset: st
     settings, settings_of_export = config.run(run), config.export
     which = settings_of_export.weights
     push, push_dataset = push or settings_of_export.push or "", push_dataset or settings_of_export.push_dataset or ""
-    facts = gather(run, settings, which)
+    facts = gather(config, run)
     target = RESULTS / "export" / run
     transformer = load.transformer(str(RESULTS / "train" / run / "final" / which))
     beside = {
@@ -82,6 +83,8 @@ def run(config: configuration.Config, run: str, push: str = "", push_dataset: st
     unlicensed = sum(row["films"] for row in facts["licences"] if row["licence"] in ("none stated", "unlicensed"))
     if unlicensed:
         logger.warning("export %s: %d films have no licence: see DATASET.md before you publish it", run, unlicensed)
+    for remark in facts["remarks"]:
+        logger.warning("export %s: %s", run, remark)
     if cards.only_before(facts["scores"]):
         asked = which in config.sample.weights
         why = "none of their videos could be scored" if asked else "sample.weights left them out"
@@ -171,27 +174,58 @@ def send(folder: Path, repository: str, kind: str) -> None:
     logger.info("export: %s is at %s", folder, done)
 
 
-def gather(run: str, settings: configuration.Run, which: str) -> dict[str, Any]:
-    """What the cards say of a finished run. Raises FileNotFoundError when it is not finished."""
-    trained = RESULTS / "train" / run
+def gather(config: configuration.Config, run: str) -> dict[str, Any]:
+    """What the cards say of a finished run.
+
+    Raises FileNotFoundError when it is not finished, ValueError when there are no clips of the run's to tell of.
+    """
+    settings, which, trained = config.run(run), config.export.weights, RESULTS / "train" / run
     about = final.read(trained)
     if about is None:
         raise FileNotFoundError(f"{trained / 'final'} is not complete: run `brickreel train --run {run}` to its end")
     told = ("film_id", "kind", "split", *cards.PROVENANCE)
-    shown = cards.films(tables.tally(_shown(settings, ["clip_id", *told]), told))
+    films = cards.films(tables.tally(_shown(settings, ["clip_id", *told]), told))
+    if not films:
+        raise ValueError(
+            f"{ENCODED} holds no clip for run '{run}', so that its cards could not tell what it was trained on: was it"
+            " encoded again for other runs or settings? Put them back (project.runs, runs) and encode again"
+        )
+    datasets = _datasets(trained / "dataset.json", about["step"])
+    present = fingerprint(split_of(rows_of(read_index(ENCODED, _GOOD), settings.data), "train").rows)
     return {
         "weights": which,
         "step": about["step"],
         "samples": about["samples"],
         "scores": cards.scores_of(_optional(RESULTS / "evaluate" / run / "scores.json"), which, about["step"]),
         "gauge": cards.gauge_of(tables.read_log("gauge", trained / "gauge.jsonl").to_pylist(), which, about["step"]),
-        "films": shown,
-        "heldout": sum(film["split"] == "heldout" for film in shown),
-        "licences": cards.licences(shown),
+        "films": films,
+        "heldout": sum(film["split"] == "heldout" for film in films),
+        "licences": cards.licences(films),
         "captioners": cards.captioners(_captioners(settings)),
         "energy": energy(run),
-        "fingerprint": (_optional(trained / "dataset.json") or {}).get("fingerprint", "unknown"),
+        "fingerprint": ", then ".join(datasets) or "unknown",
+        "present": present,
+        "remarks": cards.remarks(datasets, present, *_shown_since(config, run, about["step"])),
     }
+
+
+def _datasets(path: Path, step: int) -> list[str]:
+    """Fingerprints of the datasets that training was shown up to a step, in their order."""
+    about = _optional(path) or {}
+    rows = about.get("datasets") or [about]
+    return list(dict.fromkeys(row["fingerprint"] for row in rows if row and row.get("first_step", 1) <= step))
+
+
+def _shown_since(
+    config: configuration.Config, run: str, step: int
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Films that training was shown and that have been withdrawn, or are held out, since; with the steps."""
+    gone = {film: about.get("clips") or () for film, about in withdrawn.films().items()}
+    gone = dict.fromkeys(config.curate.withdrawn, ()) | gone
+    rows = _shown(config.run(run), ["clip_id", "film_id", "kind", "split"], _GOOD & (pc.field("split") == "heldout"))
+    held = seen.films_of(rows)
+    found = seen.in_training(run, held | gone, step)
+    return {film: found[film] for film in found if film in gone}, {film: found[film] for film in found if film in held}
 
 
 def energy(run: str) -> dict[str, Any]:

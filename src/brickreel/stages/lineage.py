@@ -10,7 +10,8 @@ from typing import Any
 import click
 import pyarrow.compute as pc
 
-from brickreel import files, tables
+from brickreel import tables
+from brickreel.evaluation.seen import steps_shown
 from brickreel.films import dataset, withdrawn
 
 logger = logging.getLogger("brickreel")
@@ -81,7 +82,7 @@ def _captions(clips: set[str]) -> list[dict[str, Any]]:
 
 def _run(folder: Path, film_id: str, clips: set[str]) -> dict[str, Any]:
     """Steps of a run that were shown the film, and the checkpoints that were written after the first of them."""
-    steps = sorted(_steps_shown(folder / "steps", film_id, clips))
+    steps = steps_shown(folder, {film_id: clips}).get(film_id, [])
     # Those set aside as step-00000250.damaged hold what they saw all the same.
     checkpoints = [path for path in sorted(folder.glob("checkpoints/step-*")) if path.stem[5:].isdecimal()]
     saw = [str(path) for path in checkpoints if steps and int(path.stem[5:]) >= steps[0]]
@@ -93,17 +94,6 @@ def _run(folder: Path, film_id: str, clips: set[str]) -> dict[str, Any]:
         "last_step": steps[-1] if steps else None,
         "checkpoints": saw + [str(path) for path in results if steps and path.exists()],
     }
-
-
-def _steps_shown(folder: Path, film_id: str, clips: set[str]) -> set[int]:
-    """Optimizer steps of any attempt and rank with a sample of the film: a sample's id begins with its clip's."""
-    found: set[int] = set()
-    for log in sorted(folder.glob("*.jsonl")):
-        for row in files.read_json_lines(log):
-            samples = (sample.partition(".")[0] for sample in row.get("sample_ids") or ())
-            if any(clip in clips or clip.startswith(f"{film_id}-") for clip in samples):
-                found.add(row["step"])
-    return found
 
 
 def withdraw(film: str) -> dict[str, Any]:
