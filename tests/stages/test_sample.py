@@ -172,6 +172,23 @@ def test_new_weights_and_new_settings_make_new_videos(finished):
     assert jobs.key(job, changed(settings, device=jobs._device(settings.sample)).sample) in keys
 
 
+def test_weights_that_were_only_touched_are_the_same_and_those_changed_in_the_middle_are_not(tmp_path):
+    large = np.random.default_rng(0).integers(0, 255, 20 << 20, np.uint8)
+    final = tmp_path / "model.safetensors"
+    final.write_bytes(large.tobytes())
+    before = weights._identity(tmp_path)
+    os.utime(final, (1, 1))
+    assert weights._identity(tmp_path) == before
+    large[8 << 20 : 9 << 20] += 1
+    final.write_bytes(large.tobytes())
+    assert weights._identity(tmp_path) != before
+    hashes = set()
+    for sha in ("a", "b"):
+        files.write_json(tmp_path / "manifest.json", {"files": {final.name: sha}})
+        hashes.add(weights._identity(tmp_path))
+    assert len(hashes) == 2
+
+
 @pytest.mark.parametrize("part", ["transformer", "autoencoder", "text_encoder"])
 def test_a_part_of_the_base_model_that_is_replaced_in_its_folder_makes_new_videos(
     finished, tmp_path, monkeypatch, part
