@@ -197,7 +197,7 @@ def propose(facts: Facts) -> dict[str, dict[str, Any]]:
                 "cpus_per_task": max(1, min(MOST_CPUS, gpu.cpus // gpu.gpus)),
                 "slurm_partition": gpu.name,
                 "gres": f"gpu:{gpu.gpus}",
-                "runtime": min(15 if stage == "preflight" else 1440, gpu.max_minutes),
+                "runtime": min(60 if stage == "preflight" else 1440, gpu.max_minutes),
             }
     return found
 
