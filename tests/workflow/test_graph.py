@@ -244,6 +244,12 @@ def test_a_misspelt_key_is_one_sentence(project):
     assert "Traceback" not in done.stdout
 
 
+def test_a_project_without_films_can_be_linted(project):
+    (project / "films" / "sources.csv").unlink()
+    snakemake(project, SETTINGS, "--lint")
+    snakemake(project, SETTINGS, "--lint")  # the first has written settings
+
+
 def test_missing_sources_are_one_sentence(project):
     (project / "films" / "sources.csv").unlink()
     done = snakemake(project, SETTINGS, "--dry-run", check=False)
