@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from brickreel.cluster import doctor, site_facts
+from brickreel.cluster import doctor, proposal, site_facts
 from brickreel.cluster.site_facts import Facts, Look
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -22,8 +22,8 @@ FACTS = Facts("slurm 23.02.1", site_facts.partitions(LISTED), ("lab",), True, Tr
 def test_partitions_are_read_with_their_nodes_limits_and_gpus():
     found = {one.name: one for one in FACTS.partitions}
     assert (found["cpu"].default, found["cpu"].nodes, found["cpu"].usable) == (True, 22, 20)
-    assert (found["hopper"].gpu_type, found["hopper"].gpus, found["hopper"].max_minutes) == ("h100", 8, 2880)
-    assert (found["old"].up, found["old"].gpus, found["old"].memory_mb) == (False, 4, 128000)
+    assert (found["hopper"].richest, found["hopper"].max_minutes) == (("h100", 8, 7), 2880)
+    assert (found["old"].up, found["old"].kinds, found["old"].memory_mb) == (False, (("", 4, 4),), 128000)
     assert found["debug"].max_minutes == 30
 
 
@@ -35,76 +35,13 @@ def test_time_limits(text, expected):
     assert site_facts.minutes(text) == expected
 
 
-def test_the_proposal_uses_the_largest_gpu_partition_and_an_account():
-    wanted = doctor.propose(FACTS)
-    assert wanted["default-resources"] == {"slurm_partition": "cpu", "runtime": 60, "slurm_account": "lab"}
-    assert wanted["train"] == {
-        "nodes": 4,
-        "tasks_per_node": 8,
-        "cpus_per_task": 13,
-        "slurm_partition": "hopper",
-        "gres": "gpu:8",
-        "runtime": 1440,
-    }
-
-
-def test_of_a_partition_with_mixed_nodes_only_those_with_gpus_count():
-    listed = "all|up|1-0:0:0|2|8|8000|(null)|idle\nall|up|1-0:0:0|2|8|8000|gpu:h100:8|idle\n"
-    listed += "gpu|up|1-0:0:0|2|8|8000|gpu:h100:8|idle\ncpu*|up|1-0:0:0|2|8|8000|(null)|idle\n"
-    facts = FACTS._replace(partitions=site_facts.partitions(listed))
-    mixed = facts.partitions[0]
-    assert (mixed.nodes, mixed.gpu_nodes, mixed.gpus) == (4, 2, 8)
-    train = doctor.propose(facts)["train"]
-    assert (train["slurm_partition"], train["nodes"], train["tasks_per_node"]) == ("gpu", 2, 8)
-    assert doctor.site_lines(facts)["BRICKREEL_GPUS"] == "16"
-    asked = {"set-resources": {"train": train | {"slurm_partition": "all", "nodes": 4}}}
-    checks = doctor.judge(facts, asked, [])
-    assert checks[1].value.startswith("all (4/4 nodes, 2 of them with 8 GPUs), gpu (2/2 nodes, 8 GPUs each), cpu (2/2")
-    reasons = " ".join(check.reason for check in checks)
-    assert "train: `nodes` asks for 4 nodes, partition all has 2" in reasons
-
-
-def test_the_shipped_profile_keeps_its_comments_and_gets_the_values():
-    before = (ROOT / "slurm/config.yaml").read_text()
-    after = doctor.edit_profile(before, doctor.propose(FACTS))
-    read = yaml.safe_load(after)
-    assert read["default-resources"]["slurm_account"] == "lab"
-    assert read["set-resources"]["train"]["slurm_partition"] == "hopper"
-    assert (
-        read["set-resources"]["sample"] | {"slurm_partition": "hopper", "gres": "gpu:1"}
-        == read["set-resources"]["sample"]
-    )
-    assert read["set-threads"] == yaml.safe_load(before)["set-threads"]
-    assert "runtime: 60 # minutes" in after
-    kept = [line for line in before.splitlines() if line.startswith("#")]
-    assert kept == [line for line in after.splitlines() if line.startswith("#")]
-    assert doctor.edit_profile(after, doctor.propose(FACTS)) == after
-
-
-def test_memory_is_what_stages_need_or_what_nodes_have():
-    shipped = yaml.safe_load((ROOT / "slurm/config.yaml").read_text())["set-resources"]
-    assert {stage: shipped[stage]["mem_mb"] for stage in doctor.MEMORY_MB} == doctor.MEMORY_MB
-    small = FACTS._replace(partitions=[one._replace(memory_mb=12000) for one in FACTS.partitions])
-    found = {stage: doctor.propose(small)[stage]["mem_mb"] for stage in doctor.MEMORY_MB}
-    assert found == {stage: min(12000, wanted) for stage, wanted in doctor.MEMORY_MB.items()}
-
-
-def test_site_env_gets_the_gpus_and_the_module():
-    after = doctor.edit_site_env((ROOT / "slurm/site.env").read_text(), doctor.site_lines(FACTS))
-    assert "\nBRICKREEL_GPU=H100\n" in after
-    assert "\nBRICKREEL_GPUS=32\n" in after
-    assert "\nmodule load cuda/12.6\n" in after
-
-
 def problems(profile, looks=()):
     return " ".join(check.reason for check in doctor.judge(FACTS, profile, looks) if check.result == "fail")
 
 
 def test_a_profile_that_fits_has_no_problem():
-    assert (
-        problems(yaml.safe_load(doctor.edit_profile((ROOT / "slurm/config.yaml").read_text(), doctor.propose(FACTS))))
-        == ""
-    )
+    text = (ROOT / "slurm/config.yaml").read_text()
+    assert problems(yaml.safe_load(proposal.edit_profile(text, proposal.propose(FACTS, yaml.safe_load(text))))) == ""
 
 
 @pytest.mark.parametrize(
@@ -116,10 +53,55 @@ def test_a_profile_that_fits_has_no_problem():
         ({"slurm_partition": "debug", "runtime": 60}, "`runtime` asks for 60 minutes, partition debug has 30"),
         ({"slurm_partition": "old"}, "partition old is closed"),
         ({"slurm_partition": "hopper", "tasks_per_node": 8, "cpus_per_task": 14}, "112 CPUs per node"),
+        ({"slurm_partition": "hopper", "gres": "gpu:a100:8"}, "asks for 8 a100 GPUs per node, partition hopper has 0"),
+        ({"slurm_partition": "hopper", "gres": "gpu:4", "tasks_per_node": 8}, "8 tasks per node, of one GPU each"),
+        ({"slurm_partition": "hopper", "slurm_account": "abs"}, "slurm_account: abs is not yours"),
+        ({"gres": "gpu:8"}, "`gres` asks for 8 GPUs per node, partition cpu has 0"),
     ],
 )
 def test_what_the_profile_asks_for_in_vain_is_named(section, sentence):
     assert sentence in problems({"set-resources": {"train": section}})
+
+
+def test_what_a_stage_takes_from_the_defaults_is_judged_with_it():
+    short = {"default-resources": {"slurm_partition": "debug", "runtime": 60, "mem_mb": 99999}}
+    told = problems({**short, "set-resources": {"evaluate": {"gres": "gpu:1"}, "train": {"gres": "gpu:1"}}})
+    assert "evaluate: `runtime` asks for 60 minutes, partition debug has 30" in told
+    assert "evaluate: `mem_mb` asks for 99999 MB per node" in told
+    assert "train: `runtime` asks for 1440 minutes" in told
+    assert "train: `mem_mb`" not in told
+    assert problems({"default-resources": {"slurm_partition": "cpu", "runtime": "4h"}}) == ""
+
+
+def test_a_type_that_snakemake_refuses_is_named_where_snakemake_submits():
+    facts = FACTS._replace(partitions=site_facts.partitions("gpu*|up|1-0:0:0|2|64|8000|gpu:a100-sxm4:8|idle"))
+    section = {"gres": "gpu:a100-sxm4:1"}
+    checks = doctor.judge(facts, {"set-resources": {"sample": section, "train": section}}, [])
+    assert [check.result for check in checks[-2:]] == ["fail", "pass"]
+    assert proposal.propose(facts, {"set-resources": {"sample": section}})["sample"] == {"gres": "gpu:1"}
+
+
+def test_a_partition_whose_name_is_python_must_be_quoted_twice():
+    facts = FACTS._replace(partitions=site_facts.partitions("all*|up|1-0:0:0|2|8|8000|(null)|idle"))
+    checks = [
+        doctor.judge(facts, {"default-resources": {"slurm_partition": name}}, [])[-1].result
+        for name in ("all", "'all'")
+    ]
+    assert checks == ["fail", "pass"]
+
+
+def test_gpus_of_several_types_are_pointed_at():
+    listed = "gpu*|up|1-0:0:0|2|64|8000|gpu:a100:8|idle\ngpu*|up|1-0:0:0|4|64|8000|gpu:h100:8|idle\n"
+    facts = FACTS._replace(partitions=site_facts.partitions(listed))
+    train = {"gres": "gpu:8", "tasks_per_node": 8, "nodes": 4, "slurm_partition": "gpu"}
+    found = doctor.judge(facts, {"set-resources": {"train": train}}, [])
+    assert found[1].value == "gpu (6/6 nodes, 4 of them with 8 h100 GPUs, 2 of them with 8 a100 GPUs)"
+    assert (found[-1].result, "several types (h100, a100)" in found[-1].reason) == ("warn", True)
+    assert proposal.propose(facts, {"set-resources": {"train": train}})["train"] == {"gres": "gpu:h100:8"}
+    typed = train | {"gres": "gpu:a100:8", "nodes": 4}
+    assert "`nodes` asks for 4 nodes, partition gpu has 2" in " ".join(
+        check.reason for check in doctor.judge(facts, {"set-resources": {"train": typed}}, [])
+    )
 
 
 def test_a_strange_account_and_a_folder_that_nodes_do_not_see_are_named():
@@ -164,9 +146,9 @@ def test_a_busy_partition_is_told_from_one_that_refuses(tmp_path, monkeypatch, r
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("REASON", reason)
     monkeypatch.chdir(tmp_path)
-    hopper = next(partition for partition in FACTS.partitions if partition.gpus)
+    hopper = next(partition for partition in FACTS.partitions if partition.kinds)
     assert sentence in site_facts.look_from(hopper, "", tmp_path).problem
-    assert f"--gres=gpu:{hopper.gpu_type}:1" in (tmp_path / "asked").read_text()
+    assert f"--gres=gpu:{hopper.richest.gpu_type}:1" in (tmp_path / "asked").read_text()
 
 
 def test_outside_a_project_the_doctor_says_where_to_start(tmp_path, monkeypatch):

@@ -12,6 +12,8 @@ from brickreel.telemetry import peaks
         ("NVIDIA A100-SXM4-40GB", 39.4, 312.0),
         ("NVIDIA L4", 22.5, 121.0),
         ("NVIDIA L40S", 44.9, 362.05),
+        ("NVIDIA_H100_80GB_HBM3", 79.6, 989.4),
+        ("nvidia_a100_sxm4_40gb", 39.4, 312.0),
     ],
 )
 def test_a_gpu_is_known_by_whole_words_of_its_name(name, memory_gib, tflops):

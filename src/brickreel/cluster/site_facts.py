@@ -18,6 +18,15 @@ BUSY = "no node became free in time: look again when the partition is less busy"
 USABLE = ("idle", "mix", "alloc", "comp", "plnd", "resv")
 
 
+class Kind(NamedTuple):
+    """Nodes of a partition with the same GPUs."""
+
+    gpu_type: str
+    gpus: int
+    """Per node."""
+    nodes: int
+
+
 class Partition(NamedTuple):
     """One partition; nodes that differ count by the smallest."""
 
@@ -30,11 +39,18 @@ class Partition(NamedTuple):
     """Nodes that are not down or drained."""
     cpus: int
     memory_mb: int
-    gpu_type: str
-    gpus: int
-    """Per node that has any."""
-    gpu_nodes: int
-    """Nodes with so many: a partition may hold nodes without GPUs too."""
+    kinds: tuple[Kind, ...]
+    """Its nodes with GPUs, those with the most in all first: a partition may hold others too."""
+
+    @property
+    def richest(self) -> Kind:
+        """The nodes with the most GPUs in all; none of none where there are no GPUs."""
+        return self.kinds[0] if self.kinds else Kind("", 0, 0)
+
+    def with_gpus(self, gres: str) -> tuple[Kind, ...]:
+        """The nodes whose GPUs are of the type that this gres names; all with GPUs where it names none."""
+        wanted, _ = gpus_of(gres)
+        return tuple(kind for kind in self.kinds if wanted in ("", kind.gpu_type))
 
 
 class Facts(NamedTuple):
@@ -87,7 +103,7 @@ def partitions(listed: str) -> tuple[Partition, ...]:
     found: dict[str, Partition] = {}
     for line in listed.splitlines():
         name, up, limit, count, cpus, memory, gres, state = line.strip().split("|")
-        kind, gpus = gpus_of(gres)
+        gpu_type, gpus = gpus_of(gres)
         nodes = int(count)
         here = Partition(
             name.rstrip("*"),
@@ -98,9 +114,7 @@ def partitions(listed: str) -> tuple[Partition, ...]:
             nodes if state.rstrip("*~#!%$@^-+").startswith(USABLE) and not state.endswith("*") else 0,
             int(cpus.rstrip("+")),
             int(memory.rstrip("+")),
-            kind,
-            gpus,
-            nodes if gpus else 0,
+            (Kind(gpu_type, gpus, nodes),) if gpus else (),
         )
         before = found.get(here.name)
         found[here.name] = here if before is None else _together(before, here)
@@ -108,13 +122,16 @@ def partitions(listed: str) -> tuple[Partition, ...]:
 
 
 def _together(a: Partition, b: Partition) -> Partition:
-    richer = max(a, b, key=lambda one: one.gpus * one.gpu_nodes)
-    return richer._replace(
+    nodes: dict[tuple[str, int], int] = {}
+    for gpu_type, gpus, count in (*a.kinds, *b.kinds):
+        nodes[gpu_type, gpus] = nodes.get((gpu_type, gpus), 0) + count
+    kinds = [Kind(gpu_type, gpus, count) for (gpu_type, gpus), count in nodes.items()]
+    return a._replace(
         nodes=a.nodes + b.nodes,
-        gpu_nodes=sum(one.gpu_nodes for one in (a, b) if one.gpus == richer.gpus),
         usable=a.usable + b.usable,
         cpus=min(a.cpus, b.cpus),
         memory_mb=min(a.memory_mb, b.memory_mb),
+        kinds=tuple(sorted(kinds, key=lambda kind: -kind.gpus * kind.nodes)),
     )
 
 
@@ -164,7 +181,8 @@ def look_from(partition: Partition, account: str, folder: Path) -> Look:
     words = ["srun", f"--partition={partition.name}", "--nodes=1", "--ntasks=1", "--time=2", "--mem=500M"]
     words += [f"--account={account}"] if account else []
     # A queue for GPUs may refuse jobs that ask for none.
-    words += [f"--gres=gpu:{partition.gpu_type}:1" if partition.gpu_type else "--gres=gpu:1"] if partition.gpus else []
+    kind = partition.richest
+    words += [f"--gres=gpu:{kind.gpu_type}:1" if kind.gpu_type else "--gres=gpu:1"] if kind.gpus else []
     words += [f"--immediate={LOOK_TIMEOUT_S // 2}", f"--chdir={folder}", "sh", "-c", script, "-", str(token)]
     try:
         done = subprocess.run(
