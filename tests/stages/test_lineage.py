@@ -123,3 +123,32 @@ def test_the_commands_say_what_they_know(trained):
     gone = CliRunner().invoke(lineage.withdraw_command, ["--film", film_id()])
     assert "results/train/bricks/checkpoints/step-00000004" in gone.output
     assert CliRunner().invoke(lineage.lineage_command, ["--film", "nobody"]).exit_code == 1
+
+
+def test_a_film_is_known_by_its_path_from_anywhere_and_by_its_name(trained):
+    for film in (project.FIRST, str(trained / project.FIRST), Path(project.FIRST).name):
+        assert lineage.trace(film)["film"]["film_id"] == film_id()
+    rows = tables.read("sources", ingest.OUTPUT).to_pylist()
+    twin = next(row for row in rows if row["path"] == project.FIRST)
+    twin |= {"film_id": "another", "path": f"elsewhere/{Path(project.FIRST).name}"}
+    tables.write("sources", ingest.OUTPUT, [*tables.read("sources", ingest.OUTPUT).to_pylist(), twin])
+    with pytest.raises(ValueError, match=r"2 films are called .*: give the id of one, .*another"):
+        lineage.trace(Path(project.FIRST).name)
+
+
+def test_outside_a_project_the_command_says_where_to_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"there is no results/ingest/sources.parquet in .*: start from the project"):
+        lineage.trace("anything")
+
+
+def test_adopted_clips_stay_and_are_not_called_gone(trained):
+    adopted = trained / "theirs.mp4"
+    adopted.write_bytes(b"video")
+    for path in tables.files_of(cut.OUTPUT):
+        rows = tables.read("cut_index", path).to_pylist()
+        tables.write("cut_index", path, [row | {"path": str(adopted)} for row in rows])
+    said = CliRunner().invoke(lineage.withdraw_command, ["--film", film_id()]).output
+    assert "0 clips and stills" in said
+    assert "4 adopted clips were left where they lie" in said
+    assert adopted.exists()

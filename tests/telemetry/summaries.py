@@ -72,6 +72,7 @@ STAGE = {
     "cores_p99": 2.0,
     "cores_allowed": 2.0,
     "node_cores": 104.0,
+    "tasks_per_node": 1,
     "in_slurm": True,
     "oom_kills": 0.0,
     "cpu_use_pct": 90.0,

@@ -31,6 +31,12 @@ def test_gpus_are_counted_once_and_memory_is_by_node():
     assert job.state == "CANCELLED"
 
 
+@pytest.mark.parametrize(("asked", "gib_per_node"), [("200G", 100), ("100Gn", 100), ("4Gc", 128)])
+def test_memory_is_by_node_however_it_was_asked_for(asked, gib_per_node):
+    row = f"13|COMPLETED|3600|1-02:00:00|64|2|{asked}||cpu=64,node=2"
+    assert accounting.parse(row)["13"].mem_requested_gib == gib_per_node
+
+
 def test_jobs_are_added_up_by_stage():
     jobs = accounting.parse(ANSWER)
     stages = accounting.by_stage({"12": "analyze", "13": "train", "99": "cut"}, jobs)

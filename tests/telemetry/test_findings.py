@@ -239,3 +239,10 @@ def test_a_node_that_was_not_recorded_is_a_finding():
 def test_cores_that_were_used_for_a_moment_are_not_denied():
     (item,) = findings.find(summary(stages=[STAGE | {"cores_allowed": 32.0, "cores_p99": 5.0}]))
     assert item["claim"] == "analyze: of 32 cores it used at most 5.0 for 99 % of the time."
+
+
+def test_cores_of_ranks_that_share_a_node_are_counted_by_rank():
+    ranks = STAGE | {"tasks_per_node": 8, "cores_allowed": 64.0, "node_cores": 104, "cores_p99": 20.0}
+    (item,) = findings.find(summary(stages=[ranks]))
+    assert item["do"].startswith("set-resources: {analyze: {cpus_per_task: 4}}")
+    assert findings.find(summary(stages=[ranks | {"cores_allowed": 8.0, "cores_p99": 3.0}])) == []

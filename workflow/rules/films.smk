@@ -7,8 +7,6 @@ rule ingest:
         "results/ingest/sources.parquet",
     log:
         "logs/ingest/all.log",
-    conda:
-        "../../environment.yml"
     params:
         films=films_here,
     shell:
@@ -23,8 +21,6 @@ rule analyze:
         "results/analyze/{shard}.parquet",
     log:
         "logs/analyze/{shard}.log",
-    conda:
-        "../../environment.yml"
     params:
         shards=len(SHARDS),
     shell:
@@ -42,8 +38,6 @@ rule curate:
         audit="results/curate/audit.html",
     log:
         "logs/curate/all.log",
-    conda:
-        "../../environment.yml"
     shell:
         "brickreel curate --config {input.settings} --log {log}"
 
@@ -57,8 +51,6 @@ rule cut:
         "results/cut/index.parquet/{shard}.parquet",
     log:
         "logs/cut/{shard}.log",
-    conda:
-        "../../environment.yml"
     params:
         shards=len(SHARDS),
     shell:

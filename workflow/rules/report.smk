@@ -11,7 +11,5 @@ rule report:
         summary="results/report/summary.json",
     log:
         "logs/report/all.log",
-    conda:
-        "../../environment.yml"
     shell:
         "brickreel report --config {input.settings} --log {log}"

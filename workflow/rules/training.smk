@@ -17,8 +17,6 @@ rule encode:
         "results/encode/index.parquet/{shard}.parquet",
     log:
         "logs/encode/{shard}.log",
-    conda:
-        "../../environment.yml"
     threads: 8
     params:
         shards=len(SHARDS),
@@ -34,8 +32,6 @@ rule plan:
         "results/plan/{run}/plan.json",
     log:
         "logs/plan/{run}.log",
-    conda:
-        "../../environment.yml"
     shell:
         "brickreel plan --run {wildcards.run} --config {input.settings} --log {log}"
 
@@ -50,8 +46,6 @@ rule preflight:
     log:
         "logs/preflight/{run}.log",
     retries: 0  # its own batch script puts it back into the queue
-    conda:
-        "../../environment.yml"
     resources:
         **LAUNCH_RESOURCES,
     shell:
@@ -70,8 +64,6 @@ rule train:
     log:
         "logs/train/{run}.log",
     retries: 0  # its own batch script puts it back into the queue
-    conda:
-        "../../environment.yml"
     threads: 8
     resources:
         **LAUNCH_RESOURCES,

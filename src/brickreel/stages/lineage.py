@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,7 +32,7 @@ NEAREST = ("evaluate/{}/nearest.jpg", "report/media/{}/nearest.jpg", "compare/*/
 def trace(film: str) -> dict[str, Any]:
     """Everything that a film went into: clips, captions, latents, runs and checkpoints.
 
-    `film` is its id, or its path as it stands in the table of sources. Raises ValueError when nobody knows it.
+    `film` is its id, its path, or the file's name where only one film has it. Raises ValueError when nobody knows it.
     """
     facts = _facts(film)
     film_id = facts["film_id"]
@@ -54,17 +55,30 @@ def trace(film: str) -> dict[str, Any]:
 
 def _facts(film: str) -> dict[str, Any]:
     names = ("film_id", "path", "title", "channel", "url", "licence", "rights_holder")
-    for name, path in (("sources", INGEST), ("cut_index", CUT)):
-        if not path.exists():
-            continue
-        where = (pc.field("film_id") == film) | ((pc.field("path") == film) & pc.is_valid(pc.field("film_id")))
-        found = tables.read(name, path, columns=list(names), where=where).to_pylist()
-        if found:
-            return found[0]
+    lists = [(name, path) for name, path in (("sources", INGEST), ("cut_index", CUT)) if path.exists()]
+    here = str(Path(film).relative_to(Path.cwd())) if Path(film).is_relative_to(Path.cwd()) else film
+    path, film_id = pc.field("path"), pc.field("film_id")
+    known = pc.is_valid(film_id)
+    for where in (
+        (film_id == film) | (path.isin([film, here]) & known),
+        pc.match_substring_regex(path, rf"(^|/){re.escape(film)}$") & known,
+    ):
+        for name, table in lists:
+            found = {
+                row["film_id"]: row for row in tables.read(name, table, columns=list(names), where=where).to_pylist()
+            }
+            if len(found) > 1:
+                raise ValueError(
+                    f"{len(found)} films are called '{film}': give the id of one, {', '.join(sorted(found))}"
+                )
+            if found:
+                return next(iter(found.values()))
     gone = withdrawn.films().get(film)
     if gone:
         return dict.fromkeys(names) | {"film_id": film, "title": gone.get("title")}
-    raise ValueError(f"no film has the id or path '{film}': {INGEST} lists them")
+    if not lists:
+        raise ValueError(f"there is no {INGEST} in {Path.cwd()}: start from the project's folder, after `ingest`")
+    raise ValueError(f"no film has the id, path or name '{film}': {INGEST} lists them")
 
 
 def _rows(name: str, path: Path, film_id: str, columns: list[str]) -> list[dict[str, Any]]:
@@ -112,10 +126,8 @@ def withdraw(film: str) -> dict[str, Any]:
         kept = rows.filter(pc.not_equal(rows["film_id"], film_id))
         if kept.num_rows < rows.num_rows:
             tables.write("cut_index", part, kept)
-    for path in map(Path, traced["files"]):
-        # Adopted clips lie in a folder of the user's, and stay there.
-        if path.is_relative_to(CUT.parent):
-            path.unlink(missing_ok=True)
+    for path in filter(_ours, traced["files"]):
+        Path(path).unlink(missing_ok=True)
     _remove_latents(set(traced["clips"]))
     # They may show the film; they are not made again by themselves.
     for run in traced["runs"]:
@@ -127,6 +139,11 @@ def withdraw(film: str) -> dict[str, Any]:
     if CLIPS.is_dir():
         dataset.describe(CLIPS, CUT)
     return traced
+
+
+def _ours(path: str) -> bool:
+    """Whether `cut` wrote this file: adopted clips lie in a folder of the user's, and stay there."""
+    return Path(path).is_relative_to(CUT.parent)
 
 
 def _remove_latents(clips: set[str]) -> None:
@@ -178,7 +195,9 @@ def _command(
     name: str, purpose: str, work: Callable[[str], dict[str, Any]], show: Callable[[dict[str, Any]], str]
 ) -> Any:
     @click.command(name, help=purpose)
-    @click.option("--film", required=True, help="The film's id, or its path in results/ingest/sources.parquet.")
+    @click.option(
+        "--film", required=True, help="The film's id, path or file name; results/ingest/sources.parquet lists them."
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     def command(film: str, as_json: bool, debug: bool) -> None:
@@ -196,11 +215,14 @@ def _command(
 
 def _farewell(traced: dict[str, Any]) -> str:
     saw = list(seen_by(traced))
+    deleted = list(filter(_ours, traced["files"]))
     lines = [
-        f"{traced['film']['film_id']} is out of the dataset: {len(traced['files'])} clips and stills and their latents "
+        f"{traced['film']['film_id']} is out of the dataset: {len(deleted)} clips and stills and all its latents "
         f"are gone, and it stands in {withdrawn.LIST}.",
         "Run snakemake to make captions, latents and plan again without it.",
     ]
+    if left := len(traced["files"]) - len(deleted):
+        lines.insert(1, f"{left} adopted clips were left where they lie: they are yours.")
     if traced["exported"]:
         sets = sorted({str(Path(path).parent.parent) for path in traced["exported"]})
         lines.append(f"Removed with it, until `brickreel export` writes it again: {', '.join(sets)}")

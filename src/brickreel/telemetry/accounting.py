@@ -81,8 +81,9 @@ def _add(jobs: dict[str, Job], job_id: str, row: Mapping[str, str]) -> None:
     requested = gib(row["ReqMem"])
     if requested is not None:
         # Since Slurm 21.08 ReqMem is the whole job's; before, `n` and `c` said whether it was by node or core.
-        nodes = max(int(row["NNodes"] or 1), 1)
-        job.mem_requested_gib = requested / (1 if row["ReqMem"].endswith("n") else nodes)
+        nodes, cores = max(int(row["NNodes"] or 1), 1), float(row["AllocCPUS"] or 1)
+        per_node = {"n": 1.0, "c": cores / nodes}.get(row["ReqMem"][-1:], 1 / nodes)
+        job.mem_requested_gib = requested * per_node
 
 
 def seconds(text: str) -> float:

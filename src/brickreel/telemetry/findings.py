@@ -4,6 +4,7 @@ A rule reads the summary and yields what it found. Every rule has a test that fi
 them stay silent.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -127,7 +128,11 @@ def cpu_over_request(summary: dict[str, Any]) -> Iterator[Finding]:
             continue
         # A job that has the node to itself frees nothing by asking for less.
         if whole and allowed < whole and used < 0.5 * allowed:
-            need = max(1, round(used * 1.2 + 0.5))
+            # The cores are a node's, cpus_per_task is a rank's.
+            tasks = stage["tasks_per_node"]
+            need = max(1, math.ceil(round(used * 1.2 + 0.5) / tasks))
+            if need * tasks >= allowed:
+                continue
             yield Finding(
                 f"{stage['stage']}: of {allowed:.0f} cores it used at most {used:.1f} for 99 % of the time.",
                 {"cores_allowed": allowed, "cores_p99": used},

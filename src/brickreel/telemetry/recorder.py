@@ -43,13 +43,17 @@ def _start(stage: str, part: str, settings: Telemetry) -> subprocess.Popen[bytes
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname() or "localhost"
     try:
         path = claim(FOLDER / stage / part, file_name(node))
+        tasks = ranks.discover().local_world_size
         order = {
             "path": str(path),
             "pid": os.getpid(),
             # Ranks that share a node share a parent (slurmstepd, torchrun): the tree below it holds them all.
-            "root": os.getppid() if ranks.discover().local_world_size > 1 else os.getpid(),
+            "root": os.getppid() if tasks > 1 else os.getpid(),
             "period_s": settings.period_s,
-            "facts": {"stage": stage, "part": part, "node": node, "job_id": os.environ.get("SLURM_JOB_ID", "")},
+            "facts": {
+                **{"stage": stage, "part": part, "node": node, "tasks": str(tasks)},
+                "job_id": os.environ.get("SLURM_JOB_ID", ""),
+            },
         }
         return subprocess.Popen(
             [sys.executable, "-m", "brickreel.telemetry.sampler", json.dumps(order)],

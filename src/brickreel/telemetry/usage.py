@@ -152,6 +152,7 @@ def stage(name: str, parts: Sequence["Digest"]) -> dict[str, Any]:
         "cores_p99": largest(host["cores_p99"] for host in hosts),
         "cores_allowed": largest(host["cores_allowed"] for host in hosts),
         "node_cores": largest(host["node_cores"] for host in hosts),
+        "tasks_per_node": max(int(part.facts.get("tasks") or 1) for part in parts),
         "in_slurm": any(part.facts.get("job_id") for part in parts),
         # A kill that not all of the job's recordings saw is a fraction.
         "oom_kills": None if kills is None else math.ceil(kills - 1e-9),
