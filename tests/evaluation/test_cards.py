@@ -24,6 +24,13 @@ def test_a_step_that_was_read_again_has_its_newest_reading_and_none_is_beyond_th
     assert cards.gauge_of(rows, "ema", 20) == {"step": 20, "relative": 0.5, "clips": 3}
 
 
+def test_a_reading_of_a_training_that_was_started_anew_is_not_the_models():
+    first = [reading(0, 1.0), reading(10, 0.4)]
+    anew = [reading(0, 1.0, attempt=3), reading(5, None, attempt=3)]
+    assert cards.gauge_of([*first, *anew], "ema", 20) is None
+    assert cards.gauge_of([*first, *anew, reading(8, 0.8, attempt=4)], "ema", 20)["relative"] == 0.8
+
+
 def test_scores_of_a_step_beyond_the_final_one_are_not_the_models():
     metric = {"name": "drift", "weights": "ema", "conditional": True, "length": 1, "low": None}
     rows = [metric | {"step": step, "value": step / 10} for step in (2, 4, 6)]

@@ -244,5 +244,5 @@ def test_cores_that_were_used_for_a_moment_are_not_denied():
 def test_cores_of_ranks_that_share_a_node_are_counted_by_rank():
     ranks = STAGE | {"tasks_per_node": 8, "cores_allowed": 64.0, "node_cores": 104, "cores_p99": 20.0}
     (item,) = findings.find(summary(stages=[ranks]))
-    assert item["do"].startswith("set-resources: {analyze: {cpus_per_task: 4}}")
+    assert item["do"].startswith("set-resources: {analyze: {cpus_per_task: 3}}")
     assert findings.find(summary(stages=[ranks | {"cores_allowed": 8.0, "cores_p99": 3.0}])) == []

@@ -65,6 +65,17 @@ def test_a_held_out_loss_whose_last_reading_has_no_relation_to_step_0_is_a_gap(f
     assert ("run: held-out loss relative to step 0" in gaps(assembled())) == (relative is None)
 
 
+def test_readings_that_asked_other_clips_make_no_curve_with_the_newest(folder):
+    reading = {"attempt": 0, "time_s": 1.0, "weights": "ema", "bin": 0, "t_low": 0, "t_high": 1000}
+    reading |= {"low": 0.5, "high": 1.5, "clips": 7, "relative": None}
+    for step, asked, loss in ((0, "few", 3.0), (50, "few", 2.0), (100, "many", 9.0), (150, "many", 8.0)):
+        path = folder / "results/train/run/gauge.jsonl"
+        files.append_json_line(path, reading | {"step": step, "questions": asked, "loss": loss})
+    (series,) = assembled()["runs"][0]["gauge"]["series"]
+    assert (series["step"], series["loss"]) == ([100, 150], [9.0, 8.0])
+    assert "run: held-out loss of 2 steps" in gaps(assembled())
+
+
 def test_a_port_that_two_attempts_recorded_is_one_row_whose_short_end_says_little():
     """Else the quiet minutes of the last attempt are blamed on every node."""
     long = summaries.PORT | {"wall_s": 36000.0, "link_downed": 1.0}

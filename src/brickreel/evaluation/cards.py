@@ -111,9 +111,12 @@ def gauge_of(rows: Iterable[Row], weights: str, final: int) -> dict[str, Any] | 
     """The last reading of the held-out loss relative to step 0, over all timesteps; None where there is none.
 
     That of step 0, which says nothing, is it only where there is no later one. Of a step that was read twice, the later
-    reading counts; one beyond the `final` step is of other weights.
+    reading counts; one beyond the `final` step is of other weights, one before the last start at step 0 of an earlier
+    training.
     """
     own = [row for row in rows if row["weights"] == weights and row["step"] <= final]
+    began = max((row["attempt"] for row in own if row["step"] == 0), default=0)
+    own = [row for row in own if row["attempt"] >= began]
     newest = {row["step"]: row["attempt"] for row in own}
     own = [row for row in own if row["attempt"] == newest[row["step"]]]
     trained = any(row["step"] for row in own)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from brickreel import files
 from brickreel.telemetry import recorder
-from brickreel.telemetry.training import setting
+from brickreel.telemetry.training import asked_alike, setting
 
 PLANS = Path("results/plan")
 TAIL_BYTES = 32768
@@ -90,7 +90,7 @@ class Live:
             state.ended = ends[-1] if ends else None
             self._steps(state)
         latest: dict[tuple[str, int], Mapping[str, Any]] = {}
-        for row in files.read_json_lines(self.folder / "gauge.jsonl"):
+        for row in asked_alike(list(files.read_json_lines(self.folder / "gauge.jsonl"))):
             latest[(row["weights"], row["bin"])] = row
         state.gauge = [row for _, row in sorted(latest.items())]
         state.nodes = self._nodes()

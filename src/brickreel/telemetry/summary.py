@@ -132,6 +132,9 @@ def _run_gaps(run: dict[str, Any]) -> list[Gap]:
     if any(series["relative"][-1] is None for series in run["gauge"]["series"]):
         why = "the last reading has other clips or timesteps than that of step 0, or there is none of step 0"
         gaps.append(Gap(f"{run['run']}: held-out loss relative to step 0", why))
+    if others := run["gauge"]["other_steps"]:
+        why = f"asked of other clips than the newest reading and not drawn, such as that of step {others[-1]}"
+        gaps.append(Gap(f"{run['run']}: held-out loss of {len(others)} steps", why))
     return gaps
 
 

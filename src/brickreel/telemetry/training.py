@@ -381,14 +381,21 @@ def _safe(reduce: Any, values: Array) -> float | None:
     return float(reduce(seen)) if len(seen) else None
 
 
+def asked_alike(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Readings of the held-out loss that asked what the newest one asked: only those make one curve."""
+    return [row for row in rows if row.get("questions") == rows[-1].get("questions")]
+
+
 def _gauge(run: RunFiles) -> dict[str, Any]:
     """The held-out loss: per set of weights and timestep bin, over steps; the latest reading of a step counts."""
-    latest = {(row["weights"], row["bin"], row["step"]): row for row in run.gauge}
+    alike = asked_alike(run.gauge)
+    latest = {(row["weights"], row["bin"], row["step"]): row for row in alike}
     series: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     for (weights, index, _), row in sorted(latest.items(), key=lambda item: (item[0][0], item[0][1], item[0][2])):
         series[(weights, index)].append(row)
     return {
-        "clips": max((row["clips"] or 0 for row in run.gauge), default=0),
+        "clips": max((row["clips"] or 0 for row in alike), default=0),
+        "other_steps": sorted({row["step"] for row in run.gauge} - {row["step"] for row in alike}),
         "series": [
             {
                 "weights": weights,
