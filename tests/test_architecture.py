@@ -33,7 +33,7 @@ def test_heavy_stages_have_a_script_of_their_own():
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_rules_have_one_shape(stage):
-    order = ["input", "output", "log", "retries", "threads", "params", "resources", "shell"]
+    order = ["input", "output", "log", "retries", "conda", "threads", "params", "resources", "shell"]
     found = re.findall(r"^    (\w+):", RULES[stage.name], re.M)
     assert found == [word for word in order if word in found]
     assert {"input", "output", "log", "shell"} <= set(found)

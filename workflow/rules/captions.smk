@@ -24,6 +24,8 @@ rule caption:
         "logs/caption/all.log" if SERVED else "logs/caption/{shard}.log",
     # A launched job is put back into the queue by its own batch script; None is what the profile says.
     retries: 0 if SERVED else None
+    conda:
+        "../../environment.yml"
     resources:
         **(LAUNCH_RESOURCES if SERVED else {}),
     shell:

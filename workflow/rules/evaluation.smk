@@ -18,6 +18,8 @@ rule sample:
         "results/sample/{run}/sheet.jpg",
     log:
         "logs/sample/{run}.log",
+    conda:
+        "../../environment.yml"
     threads: 8
     shell:
         "brickreel sample --run {wildcards.run} --config {input.settings} --log {log}"
@@ -31,6 +33,8 @@ rule evaluate:
         "results/evaluate/{run}/scores.json",
     log:
         "logs/evaluate/{run}.log",
+    conda:
+        "../../environment.yml"
     threads: 8
     shell:
         "brickreel evaluate --run {wildcards.run} --config {input.settings} --log {log}"
@@ -44,5 +48,7 @@ rule export:
         "results/export/{run}/model_index.json",
     log:
         "logs/export/{run}.log",
+    conda:
+        "../../environment.yml"
     shell:
         "brickreel export --run {wildcards.run} --config {input.settings} --log {log}"

@@ -7,6 +7,8 @@ rule ingest:
         "results/ingest/sources.parquet",
     log:
         "logs/ingest/all.log",
+    conda:
+        "../../environment.yml"
     params:
         films=films_here,
     shell:
@@ -21,6 +23,8 @@ rule analyze:
         "results/analyze/{shard}.parquet",
     log:
         "logs/analyze/{shard}.log",
+    conda:
+        "../../environment.yml"
     params:
         shards=len(SHARDS),
     shell:
@@ -38,6 +42,8 @@ rule curate:
         audit="results/curate/audit.html",
     log:
         "logs/curate/all.log",
+    conda:
+        "../../environment.yml"
     shell:
         "brickreel curate --config {input.settings} --log {log}"
 
@@ -51,6 +57,8 @@ rule cut:
         "results/cut/index.parquet/{shard}.parquet",
     log:
         "logs/cut/{shard}.log",
+    conda:
+        "../../environment.yml"
     params:
         shards=len(SHARDS),
     shell:

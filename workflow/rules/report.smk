@@ -11,5 +11,7 @@ rule report:
         summary="results/report/summary.json",
     log:
         "logs/report/all.log",
+    conda:
+        "../../environment.yml"
     shell:
         "brickreel report --config {input.settings} --log {log}"

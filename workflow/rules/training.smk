@@ -17,6 +17,8 @@ rule encode:
         "results/encode/index.parquet/{shard}.parquet",
     log:
         "logs/encode/{shard}.log",
+    conda:
+        "../../environment.yml"
     threads: 8
     params:
         shards=len(SHARDS),
@@ -32,6 +34,8 @@ rule plan:
         "results/plan/{run}/plan.json",
     log:
         "logs/plan/{run}.log",
+    conda:
+        "../../environment.yml"
     shell:
         "brickreel plan --run {wildcards.run} --config {input.settings} --log {log}"
 
@@ -46,6 +50,8 @@ rule preflight:
     log:
         "logs/preflight/{run}.log",
     retries: 0  # its own batch script puts it back into the queue
+    conda:
+        "../../environment.yml"
     resources:
         **LAUNCH_RESOURCES,
     shell:
@@ -64,6 +70,8 @@ rule train:
     log:
         "logs/train/{run}.log",
     retries: 0  # its own batch script puts it back into the queue
+    conda:
+        "../../environment.yml"
     threads: 8
     resources:
         **LAUNCH_RESOURCES,

@@ -115,8 +115,8 @@ def gauge_of(rows: Iterable[Row], weights: str, final: int) -> dict[str, Any] | 
     training.
     """
     own = [row for row in rows if row["weights"] == weights and row["step"] <= final]
-    began = max((row["attempt"] for row in own if row["step"] == 0), default=0)
-    own = [row for row in own if row["attempt"] >= began]
+    began = max((row["attempt"] or 0 for row in own if row["step"] == 0), default=0)
+    own = [row for row in own if (row["attempt"] or 0) >= began]
     newest = {row["step"]: row["attempt"] for row in own}
     own = [row for row in own if row["attempt"] == newest[row["step"]]]
     trained = any(row["step"] for row in own)
