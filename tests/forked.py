@@ -1,4 +1,8 @@
-"""Programs in a process of their own that has imported already: a second or more is spared whenever one is started."""
+"""Programs and ranks in processes that are forked from one that has imported already: each start spares seconds.
+
+Not from the server of `multiprocessing`, of which a process has one: that of brickreel's film readers, which imports
+little else.
+"""
 
 import multiprocessing
 import os
@@ -6,19 +10,32 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from unittest import mock
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["snakemake.cli"])
+STAGES = ["brickreel.stages.train", "brickreel.training.loop", "brickreel.training.encoding", "brickreel.__main__"]
+LATE = ["peft", "scipy.stats", "torch.utils.tensorboard", "snakemake.cli"]
+
+_server = forkserver.ForkServer()
+_server.set_forkserver_preload([*STAGES, *LATE])
+
+
+def start(target: Callable[..., None], *arguments: object) -> ForkServerProcess:
+    """A process that calls a function of a module."""
+    process = multiprocessing.get_context("forkserver").Process(target=target, args=arguments)
+    with mock.patch.object(forkserver, "connect_to_new_process", _server.connect_to_new_process):
+        process.start()
+    return process
 
 
 def run(module: str, arguments: Sequence[str], cwd: Path, check: bool = True) -> "subprocess.CompletedProcess[str]":
     """What `python -m MODULE ARGUMENTS` does in a folder, with this process's environment."""
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder, name) for name in ("stdout", "stderr")]
-        child = _CONTEXT.Process(target=_program, args=(module, arguments, cwd, dict(os.environ), streams))
-        child.start()
+        child = start(_program, module, arguments, cwd, dict(os.environ), streams)
         child.join()
         out, err = (stream.read_text() for stream in streams)
     done = subprocess.CompletedProcess([module, *arguments], child.exitcode, out, err)

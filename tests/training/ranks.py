@@ -1,6 +1,5 @@
 """Several ranks on this machine, forked from a process that has imported everything once: a rank starts in no time."""
 
-import multiprocessing
 import os
 import socket
 import sys
@@ -8,10 +7,7 @@ import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-PRELOADED = ["brickreel.stages.train", "brickreel.training.loop", "brickreel.training.encoding", "brickreel.__main__"]
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([*PRELOADED, "peft", "scipy.stats", "torch.utils.tensorboard", __name__])
+import forked
 
 
 def free_port() -> int:
@@ -27,9 +23,7 @@ def start(folder: Path, words: list[str], ranks: int = 1, **environment: str) ->
     for rank in range(ranks):
         place = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"} | environment
-        process = _context.Process(target=_rank, args=(folder, words, rank, place))
-        process.start()
-        processes.append(process)
+        processes.append(forked.start(_rank, folder, words, rank, place))
     return processes
 
 
