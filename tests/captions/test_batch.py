@@ -1,14 +1,11 @@
 import asyncio
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import forked
 from brickreel import files
 from brickreel.captions import prices
 from brickreel.captions.batch import Batching
@@ -284,13 +281,12 @@ def killed_with_a_batch_under_way(server, shard="0/1"):
     """Start the stage in a process, and kill it as soon as it has noted the batch that the endpoint has."""
     settings = project.settings(server.url, batch=True)
     files.write_json("settings.json", settings.model_dump(mode="json"))
-    command = [sys.executable, "-m", "brickreel", "caption", "--config", "settings.json", "--shard", shard]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forked.program(["-m", "brickreel", "caption", "--config", "settings.json", "--shard", shard])
     deadline = time.monotonic() + 60
     while not (server.batches and noted(next(iter(server.batches)))) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert server.batches
     assert not Path("results/caption/captions.parquet").exists()
 
@@ -324,13 +320,13 @@ def test_batch_that_is_still_being_created_is_not_given_up_by_a_run_that_is_divi
     with project.serving(batch_script=["slow"]) as server:
         settings = project.settings(server.url, batch=True)
         files.write_json("settings.json", settings.model_dump(mode="json"))
-        command = [sys.executable, "-m", "brickreel", "caption", "--config", "settings.json", "--shard", "0/1"]
-        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        first = forked.program(["-m", "brickreel", "caption", "--config", "settings.json", "--shard", "0/1"])
         deadline = time.monotonic() + 60
         while not server.files and time.monotonic() < deadline:
             time.sleep(0.02)
         project.run(url=server.url, batch=True, shard="0/2")
-        assert first.wait(60) == 0
+        first.join(60)
+        assert first.exitcode == 0
         assert len(server.batches) == 1
         assert sum(server.paid.values()) == 8
     assert {row["shard"] for row in ledger()} == {"00/1"}
@@ -437,11 +433,12 @@ def test_two_processes_that_await_one_batch_write_its_rows_once(tmp_path):
     project.make(tmp_path, clips=0, stills=8)
     with project.serving(batch_s=1.5) as server:
         killed_with_a_batch_under_way(server)
-        command = [sys.executable, "-m", "brickreel", "caption", "--config", "settings.json", "--shard"]
-        processes = [subprocess.Popen([*command, f"{index}/2"], stderr=subprocess.PIPE) for index in range(2)]
-        for process in processes:
-            _, said = process.communicate(timeout=120)
-            assert process.returncode == 0, said.decode()
+        words = ["-m", "brickreel", "caption", "--config", "settings.json", "--shard"]
+        said = [[Path(f"out-{index}"), Path(f"err-{index}")] for index in range(2)]
+        processes = [forked.program([*words, f"{index}/2"], streams=said[index]) for index in range(2)]
+        for process, (_, err) in zip(processes, said, strict=True):
+            process.join(120)
+            assert process.exitcode == 0, err.read_text()
         assert len(server.batches) == 1
         assert sum(server.paid.values()) == 8
     assert {row["outcome"] for row in project.captions().values()} == {"ok"}

@@ -1,8 +1,6 @@
 """The whole stage against an endpoint that fails in every way, and killed at any moment."""
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from brickreel import files
 from captions import project
 from captions.project import ledger
@@ -86,8 +85,7 @@ def test_answers_that_never_come_end_after_their_time_and_count_at_the_highest_p
 
 def start(url, shard="0/1", **settings):
     files.write_json("settings.json", project.settings(url, **settings).model_dump(mode="json"))
-    command = [sys.executable, "-m", "brickreel", "caption", "--config", "settings.json", "--shard", shard]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return forked.program(["-m", "brickreel", "caption", "--config", "settings.json", "--shard", shard])
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
@@ -102,10 +100,10 @@ def test_killed_at_random_moments_it_loses_nothing_and_pays_nothing_twice(tmp_pa
             # Somewhere between its first requests and the end.
             target = before + chance.randint(1, clips // kills)
             deadline = time.monotonic() + 60
-            while server.requests < target and process.poll() is None and time.monotonic() < deadline:
+            while server.requests < target and process.exitcode is None and time.monotonic() < deadline:
                 time.sleep(chance.uniform(0.001, 0.02))
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+            process.kill()
+            process.join()
             time.sleep(0.1)  # the server finishes, and charges for, what was in flight
         found = project.run(url=server.url, concurrency=concurrency, budget_usd=100)
     assert len(found) == clips
@@ -122,10 +120,10 @@ def test_budget_is_kept_over_kills(tmp_path):
         for _ in range(3):
             process = start(server.url, budget_usd=0.5, max_failed_share=1.0, concurrency=8)
             before, deadline = server.requests, time.monotonic() + 60
-            while server.requests < before + 6 and process.poll() is None and time.monotonic() < deadline:
+            while server.requests < before + 6 and process.exitcode is None and time.monotonic() < deadline:
                 time.sleep(0.005)
             process.kill()
-            process.wait()
+            process.join()
         time.sleep(0.1)
         found = project.run(url=server.url, budget_usd=0.5, max_failed_share=1.0)
         assert paid_usd(server) <= 0.5
@@ -144,7 +142,9 @@ def test_many_shards_at_once_share_one_budget(tmp_path, shards):
             start(server.url, f"{index}/{shards}", budget_usd=budget, max_failed_share=1.0, concurrency=8)
             for index in range(shards)
         ]
-        assert [process.wait(240) for process in processes] == [0] * shards
+        for process in processes:
+            process.join(240)
+        assert [process.exitcode for process in processes] == [0] * shards
         assert 0.75 * budget < paid_usd(server) <= budget
     found = project.captions()
     assert len(found) == clips
@@ -155,7 +155,8 @@ def test_many_shards_at_once_share_one_budget(tmp_path, shards):
 def test_key_is_in_no_command_line_of_the_stage(tmp_path):
     project.make(tmp_path, clips=0, stills=4)
     with project.serving(key=KEY, latency_s=0.5) as server:
-        process = start(server.url)
+        files.write_json("settings.json", project.settings(server.url).model_dump(mode="json"))
+        process = subprocess.Popen([sys.executable, "-m", "brickreel", "caption", "--config", "settings.json"])
         deadline = time.monotonic() + 60
         while not server.requests and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -1,11 +1,10 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
+import forked
 from brickreel import config, files
 from brickreel.cluster import distributed, sweep
 from brickreel.cluster.ranks import Ranks
@@ -32,6 +31,8 @@ def folders(tmp_path, monkeypatch):
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     monkeypatch.chdir(first)
+    for name in [name for name in os.environ if name.startswith("SLURM")]:
+        monkeypatch.delenv(name)
     project.make(first)
     shutil.copytree(first, second)
     return first, second
@@ -39,21 +40,20 @@ def folders(tmp_path, monkeypatch):
 
 def two_ranks(folders, script):
     """Exit statuses and outputs of two ranks, each of them in a folder and on a node of its own."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-    own |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    own = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     own |= {"MASTER_PORT": str(20000 + os.getpid() % 9000), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            cwd=folder,
-            env=own | {"RANK": str(rank), "SLURMD_NODENAME": f"node{rank}"},
-            stdout=subprocess.PIPE,
-            text=True,
+        forked.program(
+            ["-c", script],
+            folder,
+            [folder / "stdout", folder / "stderr"],
+            **own | {"RANK": str(rank), "SLURMD_NODENAME": f"node{rank}"},
         )
         for rank, folder in enumerate(folders)
     ]
-    said = [rank.communicate(timeout=120)[0] for rank in ranks]
-    return [rank.returncode for rank in ranks], said
+    for rank in ranks:
+        rank.join(120)
+    return [rank.exitcode for rank in ranks], [(folder / "stdout").read_text() for folder in folders]
 
 
 def rehearsed(folders, script=REHEARSE):
