@@ -1,8 +1,8 @@
 """A training step of STDiT2 beside a plain implementation of the same formulas: seconds, peak memory, equal numbers.
 
 Depth 4, 288 channels, 4 heads, latent 16 x 23 x 40, fp32, one thread; forward, IDDPM loss, backward; with and without
-frame masks. Every measurement is a process of its own; times are processor time, the fastest of
-several steps, so that other work on the machine counts little. Writes results/bench/stdit2.json.
+frame masks. Times are processor time of steps in turns, of each kind the fastest, so that other work on the machine
+counts little; memory is measured in a process of its own for each kind. Writes results/bench/stdit2.json.
 """
 
 import argparse
@@ -12,8 +12,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 
@@ -30,7 +32,7 @@ SIZES = {"depth": 4, "hidden_size": 288, "num_heads": 4, "caption_channels": 256
 LATENT = (4, 16, 23, 40)
 RECOMPUTED = {"ours, half of the blocks recomputed": 0.5, "ours, all blocks recomputed": 1.0}
 KINDS = ("plain", "ours", "ours, compiled", *RECOMPUTED)
-STEPS = 5
+STEPS, ROUNDS = 5, 8
 TEXT_TOKENS = 60  # that the mask leaves
 LIMITS = {"time_ratio": 0.7, "memory_ratio": 0.6}
 
@@ -99,21 +101,29 @@ def memory(kind: str, masked: bool) -> dict[str, float]:
     return {"peak_mib": peak_mib() - before, "process_mib": peak_mib()}
 
 
-def times(kind: str, masked: bool) -> dict[str, float]:
-    """Seconds of the fastest and of the median step, since other work on the machine only ever adds; its numbers."""
-    step = stepper(kind, masked)
-    taken = [step() for _ in range(STEPS + 1)][1:]
-    seconds = sorted(row[0] for row in taken)
+def times(kinds: Sequence[str], masked: bool) -> dict[str, dict[str, float]]:
+    """Of each kind: seconds of the fastest and of the median step, the median share of plain's time, its numbers."""
+    steppers = {kind: stepper(kind, masked) for kind in kinds}
+    taken = {kind: [] for kind in kinds}
+    for _ in range(ROUNDS + 1):
+        for kind, step in steppers.items():
+            taken[kind].append(step())
+    seconds = {kind: [row[0] for row in rows[1:]] for kind, rows in taken.items()}
+    base = seconds[kinds[0]]
     return {
-        "seconds": seconds[0],
-        "seconds_median": seconds[STEPS // 2],
-        "loss": taken[-1][1],
-        "grad_norm": taken[-1][2],
+        kind: {
+            "seconds": min(mine),
+            "seconds_median": median(mine),
+            "time_ratio_median": median(one / other for one, other in zip(mine, base, strict=True)),
+            "loss": taken[kind][-1][1],
+            "grad_norm": taken[kind][-1][2],
+        }
+        for kind, mine in seconds.items()
     }
 
 
 def products_seconds() -> float:
-    """What the matrix products of a step take alone, at the rate at which this core does the MLP's through oneDNN."""
+    """What the matrix products of a step take alone, at the rate at which this core does the MLP's."""
     torch.set_num_threads(1)
     C, tokens = SIZES["hidden_size"], LATENT[1] * -(-LATENT[2] // 2) * -(-LATENT[3] // 2)
     x, weight = torch.randn(tokens, C), torch.randn(4 * C, C)
@@ -130,7 +140,7 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def alone(*words: str, **environment: str) -> dict[str, float]:
+def alone(*words: str, **environment: str) -> dict[str, Any]:
     """This script in a process of its own: what it prints last."""
     command = [sys.executable, __file__, "--one", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
@@ -146,15 +156,17 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="What to measure; plain comes first.")
     given = parser.parse_args()
     if given.one:
-        what, kind, masked = given.one
-        print(json.dumps((times if what == "times" else memory)(kind, masked == "True")))
+        what, kinds, masked = given.one
+        measured = times(kinds.split("|"), masked == "True") if what == "times" else memory(kinds, masked == "True")
+        print(json.dumps(measured))
         return
     products = products_seconds()
     print(f"the matrix products alone take {products:.2f} s at this core's rate", flush=True)
     rows = []
     for masked in (False, True):
+        measured = alone("times", "|".join(given.kinds), str(masked))
         for kind in given.kinds:
-            row = {"kind": kind, "masked": masked, **alone("times", kind, str(masked))}
+            row = {"kind": kind, "masked": masked, **measured[kind]}
             # Large blocks go back to the system as soon as they are free: the peak is what was needed at once.
             row |= alone("memory", kind, str(masked), MALLOC_MMAP_THRESHOLD_="262144")
             base = row if kind == "plain" else next(r for r in rows if r["kind"] == "plain" and r["masked"] == masked)
@@ -163,7 +175,8 @@ def main() -> None:
             row["grad_norm_difference"] = abs(row["grad_norm"] / base["grad_norm"] - 1)
             rows.append(row)
             print(
-                f"{'masks' if masked else 'no masks':9} {kind:36} {row['seconds']:6.2f} s ({row['time_ratio']:.2f})"
+                f"{'masks' if masked else 'no masks':9} {kind:36} {row['seconds']:6.2f} s ({row['time_ratio']:.2f},"
+                f" median {row['time_ratio_median']:.2f})"
                 f" {row['peak_mib']:7.0f} MiB ({row['memory_ratio']:.2f})  loss {row['loss_difference']:.1e}"
                 f"  gradient {row['grad_norm_difference']:.1e}",
                 flush=True,

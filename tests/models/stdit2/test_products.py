@@ -2,7 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from brickreel.models.stdit2 import products
 from brickreel.models.stdit2.products import Linear, linear
+
+
+@pytest.fixture(autouse=True)
+def _as_on_amd(monkeypatch):
+    monkeypatch.setattr(products, "_on_amd", lambda: True)
 
 
 @pytest.mark.parametrize(("inner", "outer"), [(24, 72), (96, 24), (32, 32)])
@@ -47,3 +53,13 @@ def test_other_types_and_autocast_and_fake_tensors_take_torch_s_own_way():
 
 def test_nothing_is_to_be_done_for_an_empty_batch():
     assert Linear(8, 4)(torch.randn(0, 8)).shape == (0, 4)
+
+
+def test_elsewhere_than_on_amd_torch_multiplies(monkeypatch):
+    called = []
+    monkeypatch.setattr(products, "_product", lambda *inputs: called.append(inputs) or F.linear(*inputs))
+    x, layer = torch.randn(3, 8), Linear(8, 4)
+    for on_amd in (True, False):
+        monkeypatch.setattr(products, "_on_amd", lambda on_amd=on_amd: on_amd)
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+    assert len(called) == 1

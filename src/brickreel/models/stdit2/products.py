@@ -1,10 +1,13 @@
 """Linear layers that multiply in fp32 on a CPU through oneDNN, which torch has but asks for narrow types only.
 
 torch's own choice for fp32 is MKL, whose kernels for wide vectors run on one maker's processors; oneDNN looks at what a
-core can do, and is about twice as fast on an AMD EPYC with AVX-512 (`bench/stdit2.py`). On GPUs, in other types and
-when compiling, these are torch's layers.
+core can do, and is about twice as fast on an AMD EPYC with AVX-512 (`bench/stdit2.py`), but a tenth slower on an Intel
+Xeon. So it is asked on AMD's processors alone; elsewhere, on GPUs, in other types and when compiling, these are torch's
+layers.
 """
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +39,16 @@ def _suits(tensor: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
+        and _on_amd()
     )
+
+
+@functools.cache
+def _on_amd() -> bool:
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def _product(rows_MK: Tensor, columns_NK: Tensor, bias: Tensor | None = None) -> Tensor:
