@@ -88,6 +88,9 @@ def test_a_partition_whose_name_is_python_must_be_quoted_twice():
         for name in ("all", "'all'")
     ]
     assert checks == ["fail", "pass"]
+    wanted = proposal.propose(facts, {"default-resources": {"slurm_partition": "all"}})
+    assert wanted["default-resources"]["slurm_partition"] == "\"'all'\""
+    assert proposal.quoted("2080ti") == "2080ti"
 
 
 def test_gpus_of_several_types_are_pointed_at():

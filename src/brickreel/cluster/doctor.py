@@ -61,9 +61,11 @@ def examine(write: bool, jobs: bool, json_file: str | None) -> None:
         partitions = [one._asdict() for one in facts.partitions]
         found = facts._asdict() | {"partitions": partitions}
         files.write_json(json_file, {"facts": found, "checks": listed, "proposed": wanted})
-    left = judge(facts, fitting, looks) if write else checks
+    after = judge(facts, fitting, looks)
+    left = after if write else checks
     if verdict(left) == "fail":
-        advice = "" if write else ": `brickreel doctor --write` writes the lines above"
+        mends = not write and verdict(after) != "fail"
+        advice = ": `brickreel doctor --write` writes the lines above" if mends else ""
         reasons = "; ".join(check.reason for check in left if check.result == "fail")
         raise ValueError(f"the profile does not fit this cluster: {reasons}{advice}")
 
@@ -173,11 +175,10 @@ def _section(name: str, facts: Facts, profile: Profile) -> Check:
     gres = str(section.get("gres") or "")
     if "-" in gres and not proposal.launched(name, section):
         problems.append(f"{name}: Snakemake takes no hyphen in `gres: {gres}`; leave the type out")
-    raw = {**(profile.get(DEFAULT) or {}), **((profile.get("set-resources") or {}).get(name) or {})}
-    for key in ("slurm_partition", "slurm_account"):
-        value = str(raw.get(key, ""))
-        if value and proposal.quoted(value).strip('"') != value:
-            problems.append(f"{name}: Snakemake reads `{key}: {value}` as Python; write {proposal.quoted(value)}")
+    problems += [
+        f"{name}: Snakemake reads `{key}: {value}` as Python; write {proposal.quoted(value)}"
+        for key, value in proposal.misread(profile, name).items()
+    ]
     if problems:
         return Check("profile", name, "fail", partition.name, reason="; ".join(problems))
     if proposal.mixes_gpus(name, section, partition):

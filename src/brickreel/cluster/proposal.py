@@ -54,8 +54,15 @@ def _evaluated(value: Any) -> Any:
 
 def quoted(name: str) -> str:
     """A partition's or account's name as the profile must write it, where Snakemake would take it for Python."""
-    python = hasattr(builtins, name) or keyword.iskeyword(name) or name in SNAKEMAKES or name[:1].isdigit()
+    python = hasattr(builtins, name) or keyword.iskeyword(name) or name in SNAKEMAKES
     return f"\"'{name}'\"" if python else name
+
+
+def misread(profile: Profile, name: str) -> dict[str, str]:
+    """Names in one section that Snakemake would take for Python, by key."""
+    section = profile.get(DEFAULT) if name == DEFAULT else (profile.get("set-resources") or {}).get(name)
+    named = {key: str((section or {}).get(key, "")) for key in ("slurm_partition", "slurm_account")}
+    return {key: value for key, value in named.items() if quoted(value) != value}
 
 
 def number(value: Any) -> int | None:
@@ -101,9 +108,12 @@ def mixes_gpus(name: str, section: Mapping[str, Any], partition: Partition) -> b
 def propose(facts: Facts, profile: Profile) -> dict[str, Values]:
     """Section -> key -> value for all that is missing or does not fit."""
     found = {DEFAULT: _default(facts, profile)}
-    profile = {**profile, DEFAULT: {**(profile.get(DEFAULT) or {}), **found[DEFAULT]}}
+    fitting = {**profile, DEFAULT: {**(profile.get(DEFAULT) or {}), **found[DEFAULT]}}
     for name in dict.fromkeys((*(profile.get("set-resources") or {}), *ONE_GPU, *LAUNCHED)):
-        found[name] = _section(name, facts, asked(profile, name))
+        found[name] = _section(name, facts, asked(fitting, name))
+    for name, values in found.items():
+        for key, value in misread(profile, name).items():
+            values.setdefault(key, quoted(value))
     return {name: values for name, values in found.items() if values}
 
 

@@ -51,7 +51,10 @@ def _start(stage: str, part: str, settings: Telemetry) -> subprocess.Popen[bytes
             "root": os.getppid() if tasks > 1 else os.getpid(),
             "period_s": settings.period_s,
             "facts": {
-                **{"stage": stage, "part": part, "node": node, "tasks": str(tasks)},
+                "stage": stage,
+                "part": part,
+                "node": node,
+                "tasks": str(tasks),
                 "job_id": os.environ.get("SLURM_JOB_ID", ""),
             },
         }
